@@ -42,8 +42,8 @@ OBEYED = {
             *('enable_prefix_caching', 'enforce_eager', 'gpu_memory_utilization', 'max_model_len'),
         )
     ),
-    'action_cfgs': ('action_dataset',),
     'logger_cfgs': ('cache_dir', 'output_dir'),
+    'action_cfgs': ('action_dataset', 'action_executed'),
 }
 """The settings that mean something wherever a checkpoint generates, by group."""
 JUDGING = {

@@ -98,5 +98,9 @@ class EnvironmentCfgs(Cfgs):
         'nothing (zero).',
     )
     max_failures: float = Field(
-        0.1, ge=0, le=1, description='Share of the last hundred episodes that may fail; with more the run ends.'
+        0.1,
+        ge=0,
+        le=1,
+        description='Share of the last hundred episodes that may fail; with more, or where all of a step fail, the run '
+        'ends.',
     )

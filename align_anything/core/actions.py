@@ -17,9 +17,41 @@ from align_anything.core.registry import nearest
 Normalization = Literal['quantiles', 'min_max', 'mean_std', 'identity']
 Binning = Literal['uniform', 'openvla']
 Written = Literal['', 'reserved', 'tail', 'words']
-LISTS = 'names', 'dimensions', 'cameras', 'first_ids'
+Decoding = Literal['autoregressive', 'parallel']
+LISTS = 'names', 'dimensions', 'cameras', 'first_ids', 'states'
+TABLES = 'statistics', 'state_statistics'
+STATE_BINS = 256
+"""How many values a number of a state is told as, where it is told in words."""
 BESIDE = 1e-6
 """How far beyond -1 and 1 a number may be that is only rounded."""
+
+
+FLIPS = ('horizontal', 'vertical')
+TURNED = ('rotate', 'flip', 'size')
+"""What is done to pictures, in this order: it changes where things are in them."""
+
+
+def problems_of_pictures(options: Any) -> list[str]:
+    """Returns what of the options nothing can be done to a picture by, in words."""
+    if not isinstance(options, Mapping):
+        return [f'pictures is {options!r}, and should name what is done to them: {", ".join(TURNED)}']
+    found = [
+        f"pictures has no '{name}'.{nearest(str(name), list(TURNED))} It has: {', '.join(TURNED)}"
+        for name in options
+        if name not in TURNED
+    ]
+    rotate, flip, size = (options.get(name) for name in TURNED)
+    if rotate and (isinstance(rotate, bool) or rotate not in range(-270, 361, 90)):
+        found.append(f'rotate of pictures is {rotate!r}: they are turned by 90, 180 or 270 degrees')
+    if flip and flip not in FLIPS:
+        found.append(f'flip of pictures is {flip!r}.{nearest(str(flip), list(FLIPS))} It is one of {", ".join(FLIPS)}')
+    if size and not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_is_side, size))):
+        found.append(f'size of pictures is {size!r}, and should be a height and a width in pixels')
+    return found
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +123,15 @@ class ActionSpace:
         chunk: steps that the policy says in one turn.
         executed: how many of them are done before it is asked again.
         cameras: names of the pictures of a step, in the order in which the policy sees them.
-        pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`; None where nothing
-            says it, as in published checkpoints.
+        pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`; `rotate`, `flip`
+            and `size`, as decoding has them (`datasets.media.image`). None where nothing says it, as in published
+            checkpoints.
         tokens: how a token model writes them: by `reserved` tokens, by those at the `tail` of its vocabulary, or by
             their names in `words`; empty where actions are no tokens.
         first_ids: the id of the first bin of each dimension, or of the first named action.
+        states: names of the states of a body that a token policy reads in each step, in order; none are read else.
+        state_statistics: of the numbers of all these states together, by the same names of datasets.
+        decoding: how a token model samples the tokens of a turn: one after the other, or `parallel`, all at once.
     """
 
     names: tuple[str, ...] = ()
@@ -111,11 +147,35 @@ class ActionSpace:
     pictures: Mapping[str, Any] | None = field(default_factory=dict)
     tokens: Written = ''
     first_ids: tuple[int, ...] = ()
+    states: tuple[str, ...] = ()
+    state_statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    decoding: Decoding = 'autoregressive'
 
     @property
     def books(self) -> tuple[int, ...]:
         """How many codes each number of a step may be, or its name: the code books of a token model."""
         return (len(self.names),) if self.names else (self.bins,) * len(self.dimensions)
+
+    def unfit(self, there: ActionSpace) -> str:
+        """Returns why nothing of it can be done where `there` is what can be done; empty where something can."""
+        if self.dimensions and there.dimensions and len(self.dimensions) != len(there.dimensions):
+            return (
+                f'an action there has {len(there.dimensions)} numbers ({", ".join(there.dimensions)}), and one of the '
+                f'policy {len(self.dimensions)} ({", ".join(self.dimensions)})'
+            )
+        beyond = self.beyond(there)
+        if self.names and len(beyond) == len(self.names):
+            return f'it knows none of the actions of the policy ({", ".join(beyond)}), only {", ".join(there.names)}'
+        if self.names and there.dimensions:
+            return f'an action is {len(there.dimensions)} numbers there, and the policy says names'
+        if self.dimensions and there.names:
+            return f'actions are names there ({", ".join(there.names)}), and the policy says numbers'
+        return ''
+
+    def beyond(self, there: ActionSpace) -> list[str]:
+        """Returns the named actions that are none of those `there`, if those have names."""
+        known = {name.lower() for name in there.names}
+        return [name for name in self.names if known and name.lower() not in known]
 
     # Named actions
 
@@ -138,14 +198,22 @@ class ActionSpace:
 
         Raises SampleError, with the names of those there are, where there are none of it, or more than one to choose.
         """
-        name = dataset or self.dataset or (next(iter(self.statistics)) if len(self.statistics) == 1 else '')
-        if name in self.statistics:
-            return self.statistics[name]
-        there = f'There are: {", ".join(sorted(self.statistics)) or "none"}.'
+        return self._of(self.statistics, dataset)
+
+    def _of(self, table: Mapping[str, Statistics], dataset: str) -> Statistics:
+        name = dataset or self.dataset or (next(iter(table)) if len(table) == 1 else '')
+        if name in table:
+            return table[name]
+        there = f'There are: {", ".join(sorted(table)) or "none"}.'
         if not name:
             raise SampleError(f'nothing says which statistics un-normalise the actions: name a dataset. {there}')
-        hint = nearest(name, sorted(self.statistics))
+        hint = nearest(name, sorted(table))
         raise SampleError(f"the action space has no statistics of a dataset '{name}'.{hint} {there}")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The names of those whose statistics it has, in order."""
+        return tuple(sorted({*self.statistics, *self.state_statistics}))
 
     def normalized(self, values: Tensor, dataset: str = '') -> Tensor:
         """Returns numbers of an environment as the policy has them, `(steps, dimensions)` float64.
@@ -185,6 +253,33 @@ class ActionSpace:
         if not bool(torch.isfinite(values).all()):
             raise SampleError('an action has numbers that are not finite')
         return values.double()
+
+    # States
+
+    def state_bins(self, state: Mapping[str, Sequence[float]], dataset: str = '') -> list[int]:
+        """Returns the bin of each number of a state, 0 to 255: the 1st percentile is the first one, the 99th the last.
+
+        Numbers beyond are told as these. Raises SampleError for a state that is not what the space names, and as `of`
+        does.
+        """
+        missing = [name for name in self.states if name not in state]
+        if missing:
+            raise SampleError(
+                f"a step tells no state '{missing[0]}', which the policy reads.{nearest(missing[0], list(state))} "
+                f'It tells: {", ".join(state) or "none"}.'
+            )
+        numbers = [float(value) for name in self.states for value in state[name]]
+        own = self._of(self.state_statistics, dataset)
+        if len(numbers) != len(own.low):
+            raise SampleError(
+                f'the state of a step ({", ".join(self.states)}) has {len(numbers)} numbers, and its statistics '
+                f'{len(own.low)}: it is that of another body'
+            )
+        shares = [
+            (value - low) / (high - low) if high > low else 0.5
+            for value, low, high in zip(numbers, own.low, own.high, strict=True)
+        ]
+        return [min(STATE_BINS - 1, max(0, math.floor(share * STATE_BINS))) for share in shares]
 
     # Codes
 
@@ -252,15 +347,18 @@ class ActionSpace:
         if tables:
             raise ModelError(f'{source}: {tables[0]} is {values[tables[0]]!r}, and should be an object.')
         try:
-            statistics = {
-                str(name): Statistics(**{key: tuple(value) for key, value in own.items()})
-                for name, own in values.get('statistics', {}).items()
+            tables = {
+                table: {
+                    str(name): Statistics(**{key: tuple(value) for key, value in own.items()})
+                    for name, own in values.get(table, {}).items()
+                }
+                for table in TABLES
             }
             texts = [key for key in LISTS if isinstance(values.get(key), str)]
             if texts:
                 raise TypeError(f"{texts[0]} is the text '{values[texts[0]]}', and should be a list")
             lists = {key: tuple(values[key]) for key in LISTS if key in values}
-            found = cls(**{**values, **lists, 'statistics': statistics})
+            found = cls(**{**values, **lists, **tables})
             problems = found.problems()
         except (TypeError, AttributeError) as error:
             raise ModelError(f'{source} is no action space: {error}') from error
@@ -275,7 +373,8 @@ class ActionSpace:
             return found
         if bool(self.names) == bool(self.dimensions):
             found.append('an action has either names, one of which is chosen, or dimensions that are numbers')
-        for what, given in (('names', self.names), ('dimensions', self.dimensions), ('cameras', self.cameras)):
+        for what in ('names', 'dimensions', 'cameras', 'states'):
+            given = getattr(self, what)
             twice = sorted({name for name in given if given.count(name) > 1})
             if twice:
                 found.append(f"{what} has '{twice[0]}' twice")
@@ -283,32 +382,38 @@ class ActionSpace:
             ('normalization', self.normalization, get_args(Normalization)),
             ('binning', self.binning, get_args(Binning)),
             ('tokens', self.tokens, get_args(Written)),
+            ('decoding', self.decoding, get_args(Decoding)),
         ):
             if chosen not in options:
                 there = ', '.join(option for option in options if option)
                 found.append(f"{what} '{chosen}' is none of {there}{nearest(str(chosen), list(options))}")
+        found += problems_of_pictures(self.pictures or {})
         if not 1 <= self.executed <= self.chunk:
             found.append(f'{self.executed} steps are done of a chunk of {self.chunk}: it should be from 1 to that')
         if self.bins < 2:
             found.append(f'{self.bins} bins tell nothing apart: it takes two at least')
         if self.tokens == 'words' and not self.names:
             found.append('numbers are not written as words: write them as reserved tokens, or as the tail')
+        if self.decoding == 'parallel' and self.tokens not in ('reserved', 'tail'):
+            found.append('decoding is parallel, but only reserved tokens, or those of the tail, are sampled at once')
         if self.tokens in ('reserved', 'tail') and not self.names and self.normalization == 'mean_std':
             found.append('bins stand for -1 to 1, and mean_std has no bounds: normalise by quantiles or min_max')
         if self.first_ids and len(self.first_ids) != len(self.books):
             found.append(f'{len(self.first_ids)} first_ids for {len(self.books)} dimensions')
         for name, own in self.statistics.items():
-            found += [f'statistics of {name}: {problem}' for problem in self._problems_of(own)]
-        found += [f'pictures: {problem}' for problem in self._problems_of_pictures()]
-        if self.dataset and self.statistics and self.dataset not in self.statistics:
-            found.append(f"there are no statistics of '{self.dataset}', only of {', '.join(sorted(self.statistics))}")
+            found += [f'statistics of {name}: {problem}' for problem in _problems_of(own, self.dimensions)]
+        for name, own in self.state_statistics.items():
+            numbers = [f'number {number} of a state' for number in range(len(own.low))]
+            found += [f'state_statistics of {name}: {problem}' for problem in _problems_of(own, numbers)]
+        if self.dataset and self.datasets and self.dataset not in self.datasets:
+            found.append(f"there are no statistics of '{self.dataset}', only of {', '.join(self.datasets)}")
         return found
 
     def _mistyped(self) -> list[str]:
         """What is no text or whole number where it should be: a file may have been written by hand."""
         found = [
             f'{what} has {name!r}, and should have texts that are not empty'
-            for what in ('names', 'dimensions', 'cameras')
+            for what in ('names', 'dimensions', 'cameras', 'states')
             for name in getattr(self, what)
             if not isinstance(name, str) or not name
         ]
@@ -319,44 +424,20 @@ class ActionSpace:
                 found.append(f'{what} has {number!r}, and should have whole numbers from 0 on')
         return found
 
-    def _problems_of_pictures(self) -> list[str]:
-        wanted = {
-            'rotate': (lambda own: own in (None, 0, 90, 180, 270, -90, -180, -270), 'quarter turns in degrees'),
-            'flip': (lambda own: own in (None, 'horizontal', 'vertical'), 'horizontal or vertical'),
-            'size': (_is_size, 'a height and a width in pixels'),
-        }
-        given = self.pictures or {}
-        unknown = sorted({*given} - {*wanted})
-        if unknown:
-            return [f"there is no '{unknown[0]}'.{nearest(unknown[0], list(wanted))} There are: {', '.join(wanted)}"]
-        return [
-            f'{name} is {value!r}, and should be {wanted[name][1]}'
-            for name, value in given.items()
-            if not wanted[name][0](value)
-        ]
 
-    def _problems_of(self, own: Statistics) -> list[str]:
-        size = len(self.dimensions)
-        for name, numbers in asdict(own).items():
-            if len(numbers) != size:
-                return [f'{name} has {len(numbers)} numbers for {size} dimensions']
-            for number in numbers:
-                if name == 'mask' and not isinstance(number, bool):
-                    return [f'mask has {number!r}, and should have true and false']
-                if name != 'mask' and not (isinstance(number, Real) and math.isfinite(number)):
-                    return [f'{name} has {number!r}, and should have finite numbers']
-        crossed = [name for name, low, high in zip(self.dimensions, own.low, own.high, strict=True) if low > high]
-        below = [name for name, std in zip(self.dimensions, own.std, strict=True) if std < 0]
-        return [
-            *(f"low of '{name}' is above its high" for name in crossed),
-            *(f"std of '{name}' is below 0" for name in below),
-        ]
-
-
-def _is_size(value: Any) -> bool:
-    whole = [number for number in value if isinstance(number, int) and number > 0] if _is_list(value) else []
-    return value is None or len(whole) == 2 == len(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
+def _problems_of(own: Statistics, dimensions: Sequence[str]) -> list[str]:
+    size = len(dimensions)
+    for name, numbers in asdict(own).items():
+        if len(numbers) != size:
+            return [f'{name} has {len(numbers)} numbers for {size} dimensions']
+        for number in numbers:
+            if name == 'mask' and not isinstance(number, bool):
+                return [f'mask has {number!r}, and should have true and false']
+            if name != 'mask' and not (isinstance(number, Real) and math.isfinite(number)):
+                return [f'{name} has {number!r}, and should have finite numbers']
+    crossed = [name for name, low, high in zip(dimensions, own.low, own.high, strict=True) if low > high]
+    below = [name for name, std in zip(dimensions, own.std, strict=True) if std < 0]
+    return [
+        *(f"low of '{name}' is above its high" for name in crossed),
+        *(f"std of '{name}' is below 0" for name in below),
+    ]

@@ -126,16 +126,16 @@ class Seen:
         return f'{self.episodes} episodes{named}{numbers}{left_out}'
 
 
-def seen_in(rows: ExampleDataset, name: str | None = None, limit: int | None = None) -> Seen:
+def seen_in(rows: ExampleDataset, names: Sequence[str] = (), limit: int | None = None) -> Seen:
     """Returns what all rows do, each rank looking at its share of them. Every rank calls it and gets the same.
 
-    Nothing is decoded. With a `name`, all sources count as one dataset of that name, else by their own. With a `limit`
-    only the first so many rows are looked at.
+    Nothing is decoded. Each source counts as the dataset that `names` calls it, without them as that of its own name;
+    those of one name count as one. With a `limit` only the first so many rows are looked at.
     Raises DataError for a stream, which is read once, in training.
     """
     if any(source.streamed for source in rows.sources):
         raise DataError('a stream tells nothing of its actions beforehand: set data_cfgs.streaming: False.')
-    names, mine = source_names(rows.sources), Seen()
+    names, mine = names or source_names(rows.sources), Seen()
     for number in range(rank(), min(len(rows), limit or len(rows)), world_size()):
         made = rows.recorded(number)
         if isinstance(made, Skipped):
@@ -143,7 +143,7 @@ def seen_in(rows: ExampleDataset, name: str | None = None, limit: int | None = N
             continue
         conversations, meta, source = made
         for conversation in conversations:
-            mine.add(conversation, meta, name or names[source])
+            mine.add(conversation, meta, names[source])
     everyones = Seen()
     for own in all_gather_object(mine):
         everyones.merge(own)

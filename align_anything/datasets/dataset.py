@@ -23,6 +23,7 @@ from align_anything.datasets.rows import InOrder, Rows, RowStream
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.skips import told_once
 from align_anything.datasets.sources import folder_of_row
+from align_anything.datasets.spoken_actions import of_dataset
 from align_anything.datasets.template_rows import TemplateRow
 from align_anything.datasets.unread import looks_like
 from align_anything.datasets.windows import Window, Windows, cut
@@ -50,6 +51,8 @@ class Source:
         home: folder of the source, where paths start that are not found beside the file of their row.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache: what keeps decoded media for rows to come; sources may share it.
+        keeps_columns: whether columns that the template does not read ride along in `meta`, all but media.
+        statistics: the dataset whose statistics hold for its actions and states; empty for that which a space goes by.
     """
 
     rows: Rows | RowStream
@@ -60,6 +63,8 @@ class Source:
     streamed: bool = False
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cache: MediaCache | None = None
+    keeps_columns: bool = False
+    statistics: str = ''
 
     def starts(self, name: str) -> dict[str, str | list[str]]:
         """Returns where relative paths of each kind start in the row of that name."""
@@ -242,7 +247,7 @@ class ExampleDataset:
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))
         example.source, example.source_index = name, number
-        example.meta.update(without_media(meta))
+        example.meta.update({**(view.unread_values() if source.keeps_columns else {}), **without_media(meta)})
         return example
 
     def of_task(self, task: Task, known: KnownMedia | None = None) -> ExampleDataset:
@@ -396,6 +401,8 @@ class ExampleDataset:
         ]
         for conversation in conversations:
             self._check_media(name, conversation)
+        if source.statistics:
+            conversations = [of_dataset(conversation, source.statistics) for conversation in conversations]
         return conversations, meta
 
     def _cut(

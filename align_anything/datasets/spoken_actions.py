@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from align_anything.core.actions import Actions
 from align_anything.core.errors import SampleError
+from align_anything.core.types import ACTION, Conversation
 
 FORMS = "a name, a list of numbers (one step), or a list of either (a chunk), such as 'left' or [[0.1, 1], [0, 1]]"
 STATE = 'state'
 """What a user turn, and a state that is one list, are called."""
+DATASET = 'dataset'
+"""The key of a user turn that says whose statistics hold for its state."""
 
 
 def actions_of(where: str, value: Any) -> Actions:
@@ -68,6 +72,22 @@ def state_of(where: str, value: Any) -> dict[str, tuple[float, ...]]:
             "{'joints': [0.1, 0.2], 'gripper': [1]}."
         )
     return {name: numbers for name, numbers in found.items() if numbers is not None}
+
+
+def of_dataset(conversation: Conversation, dataset: str) -> Conversation:
+    """Returns the conversation with its actions and states as those of a dataset, whose statistics hold for them."""
+
+    def part_of(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, ACTION: replace(part[ACTION], dataset=dataset)} if part['type'] == ACTION else part
+
+    return [
+        {
+            **message,
+            'content': [part_of(part) for part in message['content']],
+            **({DATASET: dataset} if STATE in message else {}),
+        }
+        for message in conversation
+    ]
 
 
 def written_state(state: Mapping[str, Sequence[float]], digits: int = 4) -> str:

@@ -12,7 +12,8 @@ from align_anything.datasets.media import make_media
 from align_anything.datasets.media.audio import decode_audio
 from align_anything.datasets.media.image import open_image
 from align_anything.datasets.media.sources import Folders
-from align_anything.datasets.turn_keys import is_empty_record
+from align_anything.datasets.turn_keys import MEDIA_KEYS, is_empty_record
+from align_anything.datasets.unread import looks_like
 
 OWN = 'align_anything.datasets.formatters.'
 
@@ -43,6 +44,11 @@ class TemplateRow(RowView):
         if isinstance(value, (list, tuple)):
             return [self.stored(item) for item in value] if self._stored else value
         return value
+
+    def unread_values(self) -> dict[str, Any]:
+        """Returns the columns that nobody read and that hold no media; a text may name a file."""
+        others = {name: value for name, value in self.unread().items() if name not in (*MEDIA_KEYS, 'tools')}
+        return {name: value for name, value in others.items() if type(value) is str or looks_like(value) is None}
 
     def _decoded(self, value: Any) -> Any:
         if isinstance(value, (MediaRecord, MediaPath)):

@@ -32,12 +32,15 @@ class Said:
         calls: the tools that it calls, in order.
         parts: the whole turn as the content of a message, media decoded; calls stand in it as they were written.
         actions: what it does, of policies that write actions; only those steps that are to be done now.
+        problem: what is wrong with a call that was begun and cannot be read, empty where nothing is: there are no
+            calls then.
     """
 
     text: str
     calls: tuple[Call, ...] = ()
     parts: Sequence[Mapping[str, Any]] = ()
     actions: Actions | None = None
+    problem: str = ''
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class Environment:
         tools: the tools that may be called, as JSON schemas in the form of OpenAI; see `tools.schema_of`.
         rewards: whether it says what episodes are worth: one that reached a limit before it said so is worth 0 then.
             Else other rewards judge alone.
+        succeeds: whether it tells of episodes that they succeeded (`success` in `info`): one that reached a limit, or
+            failed, before it said so did not. None leaves that to the others that are told of together: where it said
+            so of one of them. It may be said in `reset`, of the row.
         actions: what policies do in it that act otherwise than by words; None where words are all.
         demonstration: of a seed, an episode of somebody who knows how, as messages, and what came of it; None where
             there is nobody, and nothing for a seed where that failed.
@@ -88,6 +94,7 @@ class Environment:
 
     tools: Sequence[Mapping[str, Any]] = ()
     rewards: bool = True
+    succeeds: bool | None = None
     actions: ActionSpace | None = None
     demonstration: Callable[[int], tuple[list[Message], dict[str, Any]] | None] | None = None
 
@@ -118,12 +125,13 @@ class BatchEnvironment:
     """Base of environments whose episodes go on together, as in vectorised simulators.
 
     Attributes:
-        tools, rewards, actions: as those of `Environment`.
+        tools, rewards, succeeds, actions: as those of `Environment`.
         capacity: most episodes that it holds; None for as many as there are.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     rewards: bool = True
+    succeeds: bool | None = None
     actions: ActionSpace | None = None
     capacity: int | None = None
 
@@ -161,6 +169,16 @@ class Alone(BatchEnvironment):
         """That of the environment."""
         return self._environment.rewards
 
+    @property
+    def succeeds(self) -> bool | None:
+        """That of the environment."""
+        return self._environment.succeeds
+
+    @property
+    def actions(self) -> ActionSpace | None:
+        """Those of the environment."""
+        return self._environment.actions
+
     def reset(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Sequence[Observation]:
         """Begins the episode."""
         (row,), (seed,) = rows, seeds
@@ -178,6 +196,22 @@ class Alone(BatchEnvironment):
     def close(self) -> None:
         """Closes the environment."""
         self._environment.close()
+
+
+SEED = 'seed'
+"""The column of a row that says what is random in its episodes, in place of the seed of the run."""
+
+
+def seed_of_row(row: Mapping[str, Any], seed: int) -> int:
+    """Returns the row's own seed, or where it has none the one that is given, from 0 to less than 2 ** 32.
+
+    Raises WorldError for one that is no whole number.
+    """
+    own = row.get(SEED)
+    try:
+        return int(seed if own is None else own) % 2**32
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WorldError(f"the '{SEED}' of the row is {own!r}, and should be a whole number.") from error
 
 
 Kind = type[Environment] | type[BatchEnvironment]

@@ -28,6 +28,7 @@ class GoldenNumber(FunctionTools):
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Remembers the golden answer of the row."""
         self._wanted = last_number(str(row.get('ground_truth', '')))
+        self.succeeds = self._wanted is not None
         return Observation()
 
     def judged(self, answer: str) -> tuple[float | None, Mapping[str, Any]]:

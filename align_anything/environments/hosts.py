@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from align_anything.core.errors import WorldError
 from align_anything.environments.base import BatchEnvironment, Observation, Said, Step, capacity_of, make_batch
-from align_anything.environments.wire import observation_in, row_out, said_out, step_in
+from align_anything.environments.wire import actions_in, observation_in, row_out, said_out, step_in
 
 
 class Lost(Exception):
@@ -83,10 +83,12 @@ class Elsewhere(BatchEnvironment):
         self._id = uuid.uuid4().hex
 
     def reset(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Observation]:
-        """Begins its episodes; `tools` and `rewards` are told then."""
+        """Begins its episodes; `tools`, `rewards`, `succeeds` and `actions` are told then."""
         asked = {'name': self._name, 'kwargs': self._kwargs, 'rows': [row_out(row) for row in rows]}
         answer = self._ask('reset', **asked, seeds=list(seeds))
         self.tools, self.rewards = answer['tools'], answer['rewards']
+        # Servers of others may say nothing of these.
+        self.succeeds, self.actions = answer.get('succeeds'), actions_in(answer.get('actions'))
         return [observation_in(record) for record in answer['observations']]
 
     def step(self, said: Sequence[Said | None]) -> list[Step | None]:

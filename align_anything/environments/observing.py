@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +38,24 @@ def shown(observation: Observation, limits: Limits) -> Conversation:
         raise WorldError(f'an observation is an Observation, not a {type(observation).__name__}.')
     if not observation.messages:
         return []
-    given = observation.messages
-    messages = [{'role': 'user', 'content': given}] if isinstance(given, str) else list(given)
-    strange = [message['role'] for message in messages if message['role'] not in ROLES]
-    if strange:
-        raise WorldError(f"an observation has a turn of '{strange[0]}', but can only have those of user and tool.")
+    messages = messages_of(observation.messages)
     bound = bind_media(messages, {}, needs_reply=False)
     capacity = _Capacity(limits)
     kept = [capacity.of(message) for message in bound]
     (decoded,) = decode_conversations([kept])
     return decoded if limits.audio_rate is None else at_rate([decoded], limits.audio_rate)[0]
+
+
+def messages_of(given: Any) -> list[Message]:
+    """Returns a text as a user turn, and turns as they are. Raises WorldError for those of others, and for no turns."""
+    if isinstance(given, str):
+        return [{'role': 'user', 'content': given}]
+    if not isinstance(given, (list, tuple)) or not all(isinstance(message, Mapping) for message in given):
+        raise WorldError(f'an observation is a text or a list of turns, not {str(given)[:80]!r}.')
+    strange = [message.get('role') for message in given if message.get('role') not in ROLES]
+    if strange:
+        raise WorldError(f"an observation has a turn of '{strange[0]}', but can only have those of user and tool.")
+    return list(given)
 
 
 class _Capacity:

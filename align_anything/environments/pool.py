@@ -7,16 +7,17 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
+from align_anything.configs.redaction import without_secrets
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation
 from align_anything.environments.base import BatchEnvironment, Observation, Said, Step
 from align_anything.environments.hosts import Fault, Here, Host, Lost
 from align_anything.environments.observing import Limits, shown
+from align_anything.environments.steps import checked_number, checked_step, checked_tools
 from align_anything.environments.wire import from_bytes
 
 logger = get_logger(__name__)
@@ -39,11 +40,16 @@ class EpisodeFailed(Exception):
 
 
 class Begun(NamedTuple):
-    """How an episode begins: messages behind the row's prompt, the tools that may be called, whether it is rewarded."""
+    """How an episode begins: messages behind the row's prompt, and what its environment says of itself.
+
+    That are the tools that may be called, whether it rewards, whether it tells of success, and what can be done in it.
+    """
 
     messages: Conversation
     tools: list[dict[str, Any]]
     rewards: bool
+    succeeds: bool | None = None
+    actions: ActionSpace | None = None
 
 
 class Answered(NamedTuple):
@@ -175,7 +181,7 @@ class Pool:
         def make() -> BatchEnvironment:
             return self._host.make(name, self._kwargs(rows[0]), lane)
 
-        return Session(name, make, rows, seeds, self.limits, self.retries, lane)
+        return Session(without_secrets(name), make, rows, seeds, self.limits, self.retries, lane)
 
 
 class Session:
@@ -257,13 +263,14 @@ class Session:
         self._environment = self._make()
         rows = [dict(row) for row in self._rows]
         observations = _of_each(self._environment.reset(rows, self._seeds), len(self), 'reset')
-        tools = [dict(tool) for tool in self._environment.tools]
+        own = self._environment
+        tools = checked_tools(own.tools)
         shown_of = [shown(Observation() if one is None else one, self._limits) for one in observations]
-        return [Begun(messages, tools, self._environment.rewards) for messages in shown_of]
+        return [Begun(messages, tools, own.rewards, own.succeeds, own.actions) for messages in shown_of]
 
     def _scored(self, number: int) -> float | None:
         value = self._replayed().score(number)
-        return None if value is None else _number(value, 'score')
+        return None if value is None else checked_number(value, 'the score of an episode')
 
     def _replayed(self) -> BatchEnvironment:
         """The environment where the episodes stand: of one that failed, another that got the same turns again."""
@@ -280,15 +287,11 @@ class Session:
         return [None if own is None else self._answered(step) for own, step in zip(said, steps, strict=True)]
 
     def _answered(self, step: Step) -> Answered:
-        if type(step) is not Step:
-            raise WorldError(f'step returned {type(step).__name__}, and should return a Step.')
-        reward = None if step.reward is None else _number(step.reward, 'reward')
-        costs = {name: _number(value, f"cost '{name}'") for name, value in step.costs.items()}
+        step = checked_step(step)
         messages = [] if step.observation is None else shown(step.observation, self._limits)
-        done, truncated = bool(step.done), bool(step.truncated)
-        if not messages and not done and not truncated:
+        if not (messages or step.done or step.truncated):
             raise WorldError('a step neither ends the episode (done) nor shows anything (observation).')
-        return Answered(messages, replace(step, reward=reward, costs=costs, done=done, truncated=truncated))
+        return Answered(messages, step)
 
 
 def _of_each(values: Any, number: int, call: str) -> list[Any]:
@@ -305,12 +308,6 @@ def _reason(error: BaseException) -> str:
 
 def _picked(values: Sequence[T], numbers: Sequence[int]) -> list[T]:
     return [values[number] for number in numbers]
-
-
-def _number(value: Any, what: str) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise WorldError(f'the {what} of a step is {value!r}, and should be a finite number.')
-    return float(value)
 
 
 def _told(answered: Sequence[Answered | None]) -> list[Any]:

@@ -33,6 +33,7 @@ class Told(BaseModel):
     Attributes:
         environment: its name.
         tools, rewards, capacity: as those of `BatchEnvironment`.
+        actions: the `names` of what can be done, or the `dimensions` of an action; None where it does not say.
         lanes: how many are asked at once.
         timeout: seconds in which one must answer.
     """
@@ -40,6 +41,7 @@ class Told(BaseModel):
     environment: str
     tools: list[dict[str, Any]] = []
     rewards: bool = True
+    actions: dict[str, list[str]] | None = None
     capacity: PositiveInt | None = 1
     lanes: PositiveInt = 1
     timeout: float = SECONDS

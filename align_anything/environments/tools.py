@@ -26,8 +26,9 @@ class ToolFailed(Exception):
 class FunctionTools(Environment):
     """Functions that the policy may call, as often as it likes; an answer without a call ends the episode.
 
-    An error is no failure: it is shown to the policy, which may mend its call. A class of your own derives from this
-    one, passes its functions on, and may say what an answer is worth in `judged`, with `rewards = True`.
+    An error is no failure: it is shown to the policy, which may mend its call, also one that cannot be read.
+    A class of your own derives from this one, passes its functions on, and may say what an answer is worth in `judged`,
+    with `rewards = True`.
 
     Args:
         functions: what may be called, by their names; the first lines of their docstrings say what for.
@@ -51,6 +52,9 @@ class FunctionTools(Environment):
 
     def step(self, said: Said) -> Step:
         """Runs the calls in order; without any the episode is over."""
+        if said.problem:
+            told = f'Error: the call cannot be read: {said.problem}. Nothing was called.'
+            return Step(Observation(told), info={'tool_errors': 1})
         if not said.calls:
             reward, info = self.judged(said.text)
             return Step(reward=reward, done=True, info=info)
@@ -69,11 +73,13 @@ class FunctionTools(Environment):
             return f'Error: {_told(error)}', True
         try:
             found = self._functions[call.name](**{name: getattr(given, name) for name in type(given).model_fields})
+            told = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
         except ToolFailed as error:
             return str(error), True
         except FOREIGN_FAULTS as error:
             return f'Error: {type(error).__name__}: {error}', True
-        return (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)), False
+        # No tokenizer takes half of a pair of UTF-16.
+        return told.encode('utf-8', 'replace').decode('utf-8'), False
 
 
 def schema_of(function: Tool) -> dict[str, Any]:

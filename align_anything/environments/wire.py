@@ -18,7 +18,8 @@ import numpy
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align_anything.core.errors import SampleError, WorldError
+from align_anything.core.actions import ActionSpace
+from align_anything.core.errors import ModelError, SampleError, WorldError
 from align_anything.core.types import (
     ACTION,
     BESIDE_CONTENT,
@@ -33,15 +34,17 @@ from align_anything.core.types import (
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode, decode_conversations
 from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, wav
-from align_anything.datasets.spoken_actions import STATE, actions_of
+from align_anything.datasets.spoken_actions import DATASET, STATE, actions_of
 from align_anything.environments.base import Call, Observation, Said, Step
+from align_anything.environments.observing import messages_of
+from align_anything.environments.steps import checked_step
 
 MOST_BYTES = 2**26
 """Of a message."""
 LENGTH_BYTES = 8
 CHUNK = 2**20
 DATA = 'data:'
-KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight', STATE}
+KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight', STATE, DATASET}
 """What a message may hold."""
 QUICKLY = 1
 """How hard PNG files are compressed that are read again at once."""
@@ -142,7 +145,8 @@ def said_out(said: Said | None) -> dict[str, Any] | None:
         return None
     calls = [{'name': call.name, 'arguments': call.arguments} for call in said.calls]
     done = None if said.actions is None else said.actions.plain
-    return {'text': said.text, 'calls': calls, 'parts': [_part_out(part) for part in said.parts], 'actions': done}
+    parts = [_part_out(part) for part in said.parts]
+    return {'text': said.text, 'calls': calls, 'parts': parts, 'actions': done, 'problem': said.problem}
 
 
 def said_in(record: Mapping[str, Any] | None) -> Said | None:
@@ -151,10 +155,28 @@ def said_in(record: Mapping[str, Any] | None) -> Said | None:
         return None
     calls = tuple(Call(call['name'], call['arguments']) for call in record['calls'])
     done = None if record.get('actions') is None else actions_of('a turn', record['actions'])
-    return Said(record['text'], calls, [_part_in(part) for part in record['parts']], done)
+    parts = [_part_in(part) for part in record['parts']]
+    return Said(record['text'], calls, parts, done, record.get('problem', ''))
 
 
 # What an environment answers
+
+
+def actions_out(space: ActionSpace | None) -> dict[str, list[str]] | None:
+    """Returns what can be done in an environment: the names of actions, or of the numbers of one."""
+    return None if space is None else {'names': list(space.names), 'dimensions': list(space.dimensions)}
+
+
+def actions_in(record: Any) -> ActionSpace | None:
+    """Returns what can be done of a record. Raises WorldError where it is none."""
+    if record is None:
+        return None
+    if not isinstance(record, Mapping):
+        raise WorldError(f'actions came as {type(record).__name__}, and should be names or dimensions.')
+    try:
+        return ActionSpace.from_json(record, 'the actions that an environment tells')
+    except ModelError as error:
+        raise WorldError(str(error)) from error
 
 
 def observation_out(observation: Observation | None) -> list[Message] | str:
@@ -168,7 +190,7 @@ def observation_out(observation: Observation | None) -> list[Message] | str:
         raise WorldError(f'an observation is an Observation, not a {type(observation).__name__}.')
     if isinstance(observation.messages, str) or not observation.messages:
         return observation.messages or ''
-    (decoded,) = decode_conversations([bind_media(list(observation.messages), {}, needs_reply=False)])
+    (decoded,) = decode_conversations([bind_media(messages_of(observation.messages), {}, needs_reply=False)])
     return [_message_out(message) for message in decoded]
 
 
@@ -184,18 +206,17 @@ class _Step(BaseModel):
 
 
 def step_out(step: Step | None) -> dict[str, Any] | None:
-    """Returns what came of a turn. Raises WorldError for what is no step, and as `observation_out` does."""
+    """Returns what came of a turn. Raises WorldError as `checked_step` does, and as `observation_out` does."""
     if step is None:
         return None
-    if type(step) is not Step:
-        raise WorldError(f'step returned {type(step).__name__}, and should return a Step.')
+    checked = checked_step(step)
     return {
-        'observation': None if step.observation is None else observation_out(step.observation),
-        'reward': step.reward,
-        'costs': dict(step.costs),
-        'done': bool(step.done),
-        'truncated': bool(step.truncated),
-        'info': dict(step.info),
+        'observation': None if checked.observation is None else observation_out(checked.observation),
+        'reward': checked.reward,
+        'costs': checked.costs,
+        'done': checked.done,
+        'truncated': checked.truncated,
+        'info': checked.info,
     }
 
 

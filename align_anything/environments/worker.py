@@ -10,8 +10,10 @@ import psutil
 
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
 from align_anything.environments.base import BatchEnvironment, get_environment, make_batch
+from align_anything.environments.steps import checked_number, checked_tools
 from align_anything.environments.wire import (
     Line,
+    actions_out,
     observation_out,
     row_in,
     said_in,
@@ -58,8 +60,10 @@ def _reset(hosted: Hosted, message: Mapping[str, Any]) -> Record:
     shown = environment.reset([row_in(row) for row in message['rows']], message['seeds'])
     return {
         'observations': [observation_out(observation) for observation in shown],
-        'tools': [dict(tool) for tool in environment.tools],
+        'tools': checked_tools(environment.tools),
         'rewards': bool(environment.rewards),
+        'succeeds': environment.succeeds,
+        'actions': actions_out(environment.actions),
     }
 
 
@@ -69,7 +73,8 @@ def _step(hosted: Hosted, message: Mapping[str, Any]) -> Record:
 
 
 def _score(hosted: Hosted, message: Mapping[str, Any]) -> Record:
-    return {'score': hosted[message['id']].score(message['number'])}
+    value = hosted[message['id']].score(message['number'])
+    return {'score': None if value is None else checked_number(value, 'the score of an episode')}
 
 
 def _close(hosted: Hosted, message: Mapping[str, Any]) -> Record:

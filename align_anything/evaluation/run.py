@@ -33,7 +33,7 @@ from align_anything.trainers.launch import quieten_libraries
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
 from align_anything.trainers.runs.eval_tasks import try_out
-from align_anything.trainers.runs.generate import generate
+from align_anything.trainers.runs.generate import FAILED, SUMMARY_FILE, generate
 
 logger = get_logger(__name__)
 
@@ -69,7 +69,7 @@ def evaluate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> Res
             samples = read_samples(folder)
             found = {**measured(metrics, samples, others), **rewards_of(samples)}
             resampling = Resampling(algorithm.bootstrap_samples, cfgs.train_cfgs.seed)
-            results |= _results_of(samples, metrics, found, others, resampling)
+            results |= _results_of(samples, metrics, found, others, resampling) | _failed_in(folder)
             _write_samples(folder, samples, found)
         if algorithm.harness_tasks:
             results['metrics'] |= run_harness(resolved)
@@ -184,6 +184,12 @@ def _results_of(
         }
         results['comparison'] = {'with': str(others.folder), 'metrics': told}
     return results
+
+
+def _failed_in(folder: Path) -> Results:
+    """How many episodes failed in the environment, which are no part of the metrics; nothing where none did."""
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding='utf-8'))
+    return {FAILED: summary[FAILED]} if FAILED in summary else {}
 
 
 def measured(metrics: Sequence[Metric], samples: Samples, others: Samples | None) -> dict[str, tuple[Metric, Measured]]:

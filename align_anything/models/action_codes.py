@@ -82,7 +82,8 @@ def action_codes(space: ActionSpace, other: MediaCodes | None = None) -> MediaCo
     """Returns the codes of a space whose `first_ids` are known, beside those of media that a model has."""
     rules = ActionRules(Path(), ACTION, space.books, digest(space.to_json()), space=space)
     tail = space.tokens == 'tail'
-    tokens = ActionTokens(ACTION, space.books, space.first_ids, size=(space.chunk,), in_text=tail)
+    at_once = space.decoding == 'parallel'
+    tokens = ActionTokens(ACTION, space.books, space.first_ids, size=(space.chunk,), in_text=tail, parallel=at_once)
     if other is None:
         return MediaCodes({ACTION: tokens}, {ACTION: rules})
     return replace(other, kinds={**other.kinds, ACTION: tokens}, rules={**other.rules, ACTION: rules})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import secrets
 from abc import ABC, abstractmethod
@@ -20,8 +21,21 @@ from align_anything.models.rendering import ChatRenderer
 
 NAME, KEY, VALUE = 'Zq7Tool', 'zq7key', 'zq7value'
 SECOND_KEY, SECOND_VALUE = 'zq7further', 'zq7word'
-DECODER = json.JSONDecoder()
+FENCE = re.compile(r'```\w*\s*')
+"""What opens or closes a block of code, in which some models write their calls."""
+BARE_LIST = re.compile(r'\[\s*[A-Za-z_][\w.]*\(')
+"""How an answer begins that is a list of calls of Python."""
 
+
+class Unread(ValueError):
+    """A call that was begun and cannot be read: says why."""
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f'{name} is no number of JSON')
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 THOUGHT_END = re.compile(r'[<\[◁]\|?(?:/|END_|end_)\w*(?:think|thought|reason)\w*\|?[>\]▷]', re.IGNORECASE)
 
@@ -39,16 +53,33 @@ class CallForm(ABC):
     closing: str
 
     def split(self, text: str) -> tuple[str, list[dict[str, Any]]]:
-        """Returns what is said before the calls, and the calls in OpenAI's form.
+        """Returns what is said before the calls, and the calls in OpenAI's form; words behind them are left out.
 
         A text that has the form of no call is said whole.
         """
-        found = self._split(text)
-        return (text, []) if found is None else found
+        return self.read(text)[:2]
+
+    def read(self, text: str) -> tuple[str, list[dict[str, Any]], str]:
+        """Returns what `split` does, and what is wrong with a call that is begun and cannot be read.
+
+        None of the calls is read then. The third is empty where nothing is wrong. Calls in a thought are none.
+        """
+        thoughts = [found.end() for found in THOUGHT_END.finditer(text)]
+        begin = thoughts[-1] if thoughts else 0
+        try:
+            found = self._split(text[begin:])
+        except Unread as error:
+            return text, [], str(error)
+        except RecursionError:
+            return text, [], 'it is nested too deeply'
+        if found is None:
+            return text, [], ''
+        said, calls = found
+        return (text[:begin] + said).rstrip(), calls, ''
 
     @abstractmethod
     def _split(self, text: str) -> tuple[str, list[dict[str, Any]]] | None:
-        """As `split`; None for a text that has the form of no call."""
+        """As `split`; None for a text that has the form of no call. Raises Unread for one that cannot be read."""
 
     def holds_back(self, text: str) -> int:
         """Returns how many characters at the end of a text that grows may be those of a call, and are not shown yet."""
@@ -76,46 +107,67 @@ class JSONCalls(CallForm):
     middle: str = ''
 
     def _split(self, text: str) -> tuple[str, list[dict[str, Any]]] | None:
-        said, mark, rest = text.partition(self.opening) if self.opening else ('', '{', text.strip())
-        if not mark:
+        said, mark, rest = text.partition(self.opening) if self.opening else ('', '', text)
+        if self.opening and not mark:
             return None
         calls: list[dict[str, Any]] = []
-        while rest := self._behind_marks(rest):
+        while rest := self._behind_marks(rest, further=bool(calls)):
             name, middle, behind = rest.partition(self.middle) if self.middle else ('', '', rest)
+            behind = behind.lstrip()
+            if not (mark or calls or self._begins_bare(behind)):
+                return None
             try:
-                value, end = DECODER.raw_decode(behind.lstrip())
-            except ValueError:
-                return None
+                value, end = DECODER.raw_decode(behind)
+            except ValueError as error:
+                raise Unread(f'it is no JSON ({error})') from error
             if self.middle:
-                value = [{self.name: name.strip(), self.arguments: value}]
-            read = [self._call(one) for one in (value if isinstance(value, list) else [value])]
-            if None in read:
+                own = name.rpartition(self.opening)[2] if self.opening else name
+                value = [{self.name: own.strip(), self.arguments: value}]
+            own_calls = value if isinstance(value, list) else [value]
+            if not (mark or calls or all(map(self._is_bare, own_calls))):
                 return None
-            calls += read
-            rest = behind.lstrip()[end:]
+            calls += [self._call(one) for one in own_calls]
+            rest = behind[end:]
+        if not calls and mark:
+            raise Unread('there is nothing in it')
         return (said.rstrip(), calls) if calls else None
 
-    def _behind_marks(self, text: str) -> str:
-        """The text behind the marks and separators that may stand between two calls."""
+    def _begins_bare(self, text: str) -> bool:
+        """Whether an answer without a mark may be a call: a record of JSON with a name in it."""
+        return text[:1] in ('{', '[') and f'"{self.name}"' in text
+
+    def _is_bare(self, value: Any) -> bool:
+        value = value.get('function', value) if isinstance(value, Mapping) else None
+        return isinstance(value, Mapping) and {self.name, self.arguments} <= value.keys()
+
+    def _behind_marks(self, text: str, further: bool) -> str:
+        """The text behind the marks, separators and fences that may stand around calls.
+
+        Behind a first call words are passed over, up to the next one that is opened.
+        """
         before = None
         while before != text:
             before, text = text, text.lstrip(' \t\r\n,;')
             for mark in (self.opening, self.closing):
                 text = text.removeprefix(mark) if mark else text
-        return text
+            text = text[found.end() :] if (found := FENCE.match(text)) else text
+        if not further or (self.middle in text if self.middle else text[:1] in ('{', '[')):
+            return text
+        _, mark, behind = text.partition(self.opening) if self.opening else ('', '', '')
+        return self._behind_marks(behind, further=False) if mark else ''
 
-    def _call(self, value: Any) -> dict[str, Any] | None:
+    def _call(self, value: Any) -> dict[str, Any]:
         value = value.get('function', value) if isinstance(value, Mapping) else None
         if not isinstance(value, Mapping) or not isinstance(value.get(self.name), str):
-            return None
+            raise Unread(f"it is no object with a text under '{self.name}'")
         arguments = value.get(self.arguments, {})
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except ValueError:
-                return None
+                arguments = DECODER.decode(arguments)
+            except ValueError as error:
+                raise Unread(f"the text under '{self.arguments}' is no JSON ({error})") from error
         if not isinstance(arguments, Mapping):
-            return None
+            raise Unread(f"'{self.arguments}' is no object")
         return _told(value[self.name], arguments)
 
 
@@ -139,10 +191,10 @@ class TaggedCalls(CallForm):
         for one in rest:
             name = re.match(r'\s*([\w.-]+)', one)
             if name is None:
-                return None
+                raise Unread('it names no tool')
             given = re.findall(self._argument, one[name.end() :])
             if len(given) != one.count(self.before_key):
-                return None
+                raise Unread(f'each {self.before_key} takes a key, {self.behind_key}, a value and {self.behind_value}')
             calls.append(_told(name[1], {key: _value(value) for key, value in given}))
         return (said.rstrip(), calls) if calls else None
 
@@ -161,36 +213,55 @@ class PythonCalls(CallForm):
         said, mark, rest = text.partition(self.opening) if self.opening else ('', '(', text)
         if not mark:
             return None
+        rest = rest.strip().removesuffix(self.closing).strip()
+        if fence := FENCE.match(rest):
+            rest = rest[fence.end() :].partition('```')[0].strip()
+        begun = bool(self.opening) or BARE_LIST.match(rest) is not None
         try:
-            (read,) = ast.parse(rest.strip().removesuffix(self.closing).strip()).body
-            value = read.value if type(read) is ast.Expr else None
-            found = value.elts if type(value) is ast.List else [value]
-            if not found or not all(type(one) is ast.Call and not one.args for one in found):
-                return None
+            values = [own.value if type(own) is ast.Expr else None for own in ast.parse(rest).body]
+            found = [one for value in values for one in (value.elts if type(value) is ast.List else [value])]
+            if not found or not all(_is_named(one) for one in found):
+                raise ValueError('each is a name with named arguments, as in f(a=1)')
             calls = [
                 _told(ast.unparse(one.func), {item.arg: ast.literal_eval(item.value) for item in one.keywords})
                 for one in found
             ]
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            if begun:
+                raise Unread(f'it is no list of calls in Python ({error})') from error
             return None
         return said.rstrip(), calls
 
 
+def _is_named(one: Any) -> bool:
+    """Whether an expression is a call whose arguments all have names."""
+    return type(one) is ast.Call and not one.args and all(item.arg is not None for item in one.keywords)
+
+
 def _told(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A call in OpenAI's form."""
+    """A call in OpenAI's form. Raises Unread for arguments that are none of JSON."""
+    try:
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Unread(f'its arguments are none of JSON ({error})') from error
     return {
         'id': f'call_{secrets.token_hex(12)}',
         'type': 'function',
-        'function': {'name': name, 'arguments': json.dumps(arguments, ensure_ascii=False)},
+        'function': {'name': _whole(name), 'arguments': _whole(written)},
     }
+
+
+def _whole(text: str) -> str:
+    """The text, halves of pairs of UTF-16 in it replaced: no file and no tokenizer takes them."""
+    return text.encode('utf-8', 'replace').decode('utf-8')
 
 
 def _value(text: str) -> Any:
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = DECODER.decode(text)
+    except (ValueError, RecursionError):
         return text
-    return text if type(value) is str else value
+    return text if type(value) is str or value in (math.inf, -math.inf) else value
 
 
 def call_form(renderer: ChatRenderer) -> CallForm | None:

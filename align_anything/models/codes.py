@@ -36,6 +36,8 @@ DIMENSIONS: Mapping[MediaKind, int] = {'image': 2, 'audio': 1, 'video': 3, 'acti
 """Of the grid of codes of each kind."""
 TEXT = 0
 """The number of the set of all ids that are no codes."""
+CHUNK = 'chunk'
+"""The token tensor that counts the codes of a medium whose codes are sampled at once from 1 on; 0 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class KindOfCodes:
             nothing else is what ends a medium; None where the closing has a row of its own.
         unused: rows of that head behind the codes of a book, which stand for nothing.
         in_text: whether its ids may stand in texts that are read too, where they are what they were before.
+        parallel: whether all codes of a medium are sampled at once: in the place of each the model reads the first code
+            of a book, and these placeholders see each other. The end behind them is no choice.
     """
 
     kind: MediaKind
@@ -70,6 +74,7 @@ class KindOfCodes:
     end_code: int | None = None
     unused: int = 0
     in_text: bool = False
+    parallel: bool = False
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -197,6 +202,16 @@ class MediaCodes:
         return max(len(own.further) for own in self.kinds.values())
 
     @property
+    def parallel(self) -> KindOfCodes | None:
+        """The kind of media whose codes are sampled at once, None where there is none."""
+        return next((own for own in self.kinds.values() if own.parallel), None)
+
+    def read_as(self, ids: Tensor, chunk: Tensor) -> Tensor:
+        """Returns ids as the model reads them: placeholders where `chunk` counts codes that are sampled at once."""
+        first = torch.tensor(self.parallel.first)
+        return torch.where(chunk > 0, first[(chunk - 1) % len(first)], ids)
+
+    @property
     def closings(self) -> set[int]:
         """The ids that end media, a turn with it or not."""
         return {token for own in self.kinds.values() for token in own.closing[-1:]}
@@ -315,8 +330,10 @@ class MediaCodes:
         return ids, torch.where(counts, weight, 0.0)
 
     def beside(self, medium: CodedMedia) -> dict[str, Tensor]:
-        """Returns the token tensors of the tokens of a medium: its codes that are no tokens themselves."""
+        """Returns the token tensors of the tokens of a medium: its codes that are no tokens, or their number."""
         own = self.kinds[medium.kind]
+        if own.parallel:
+            return {CHUNK: torch.arange(1, own.length(medium.codes.shape[1:]) + 1)}
         return {FURTHER: own.beside(medium.codes)} if own.further else {}
 
     def is_code(self, ids: Tensor) -> Tensor:

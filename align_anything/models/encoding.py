@@ -78,6 +78,15 @@ def pad_left(rows: Sequence[Tensor], filling: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=filling, padding_side='left')
 
 
+def pad_positions(rows: Sequence[Tensor]) -> Tensor:
+    """Returns positions of sequences, each `(rows, length)`, filled up on the left, as `(rows, batch, longest)`.
+
+    Where each has one row, it is `(batch, longest)`.
+    """
+    positions = pad_left([own.T for own in rows]).permute(2, 0, 1)
+    return positions[0] if len(positions) == 1 else positions
+
+
 def truncate(piece: Piece, length: int) -> Piece:
     """Returns the first `length` tokens of a piece, all its media with them."""
     return Piece(

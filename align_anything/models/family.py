@@ -48,6 +48,7 @@ from align_anything.models.rendering import (
     template_of,
     weight_of,
 )
+from align_anything.models.spoken_states import stated
 from align_anything.models.tower_calls import TowerCalls
 from align_anything.models.vocabulary import check_vocabulary
 
@@ -108,16 +109,13 @@ class FamilySpec:
             ModelError: the chat template or the processor cannot be used, or nothing ends an answer.
         """
         self.model_type: str = config.model_type
-        self.config = config
-        self.tokenizer = tokenizer
-        self.processor = processor
+        self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.max_length = max_length
         text_config = config.get_text_config()
         forget_call_arguments(tokenizer)
         self.embedding_rows = check_vocabulary(text_config, tokenizer, self.further_embedding_rows)
         kinds = sorted(self.kinds_read())
-        found = {kind: self.placeholder(kind) for kind in kinds}
-        placeholders = {kind: token for kind, token in found.items() if token is not None}
+        placeholders = {kind: token for kind in kinds if (token := self.placeholder(kind)) is not None}
         if kinds and not placeholders:
             raise ModelError(
                 f'{type(processor).__name__} does not say which text stands for a medium, so this family needs a file '
@@ -271,7 +269,8 @@ class FamilySpec:
     def _with_coded(self, sequences: list[list[Run]], coded: tuple[CodedMedia, ...]) -> list[list[Run]]:
         if not coded:
             return sequences
-        forced = self.codes.begins and self.codes.restricted
+        # Codes that are sampled at once predict nothing behind them.
+        forced = self.codes.begins and (self.codes.restricted or self.codes.parallel is not None)
 
         def with_coded(run: Run) -> Run:
             # Where a response is a medium and nothing else, its end is no choice either.
@@ -283,11 +282,11 @@ class FamilySpec:
         self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
     ) -> list[list[Run]]:
         """Returns sequences of runs with their loss weights, before tokenisation; turns before `start` are prompt."""
-        return self.renderer.render(conversation, train_on, start)
+        return self.renderer.render(stated(conversation, self.space), train_on, start)
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from, before tokenisation."""
-        return self.renderer.render_prompt(messages)
+        return self.renderer.render_prompt(stated(messages, self.space))
 
     def encode_run(self, run: Run, first: bool = False) -> Piece:
         """Encodes one run; `first` is what begins a text. Raises SampleError as `encode` does."""
@@ -370,7 +369,6 @@ class FamilySpec:
         """Returns the end of that text which belongs to the answer, such as `<think>\n`."""
         return prefill_of(self.renderer, self._marked([messages])[0][0])
 
-    # What collation asks
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence (a prompt and one response), `(position_rows, length)` int64.
 
@@ -493,7 +491,7 @@ class FamilySpec:
         return ()
 
     def component_of(self, name: str) -> str:
-        """Returns the component that parameter `name` belongs to: the one with the longest matching prefix."""
+        """Returns the component that parameter `name` belongs to."""
         return structure.component_of(self.components, name)
 
     def _checkpoint_template(self) -> str | None:

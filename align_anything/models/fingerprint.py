@@ -33,7 +33,8 @@ def encoding_fingerprint(spec: Spec) -> str:
     force, the space of what acts, and whatever the tokenizer and the
     processor save of themselves: vocabulary, settings, code of their own.
     """
-    known = _of_tokens(spec) if spec.unit == 'token' else [spec.space.to_json()]
+    known = _of_tokens(spec) if spec.unit == 'token' else []
+    known += [] if spec.space is None else [spec.space.to_json()]
     known += [type(spec).__qualname__, type(spec.tokenizer).__qualname__, lasting_settings(spec.config)]
     known.append(spec.max_length)
     if spec.codes is not None:

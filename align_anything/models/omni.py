@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align_anything.core.types import Piece, Video
 from align_anything.models.body import BodyWithin
-from align_anything.models.encoding import RunEncoder, pad_left
+from align_anything.models.encoding import RunEncoder, pad_positions
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import sampled_rate
 from align_anything.models.mrope import AUDIO, IMAGE, SAME, VIDEO, mrope_positions
@@ -113,8 +113,8 @@ class OmniSpec(FamilySpec):
 
         Positions are among them: transformers finds them itself only where all videos have audio or none has.
         """
-        positions = [self.positions(prompt.ids, prompt.media, prompt.token_tensors).T for prompt in prompts]
-        return {**super().generation_inputs(prompts), 'position_ids': pad_left(positions).permute(2, 0, 1)}
+        positions = [self.positions(prompt.ids, prompt.media, prompt.token_tensors) for prompt in prompts]
+        return {**super().generation_inputs(prompts), 'position_ids': pad_positions(positions)}
 
 
 class OmniBody(BodyWithin):

@@ -136,7 +136,8 @@ def with_turns(conversation: Conversation, messages: Conversation) -> Conversati
     # Words are kept apart from words; where there are none, a picture stands where the instruction ends.
     words = any(part['type'] == 'text' for part in first['content'])
     between = [{'type': 'text', 'text': '\n\n'}] if words else []
-    joined: Message = {**last, 'content': [*last['content'], *between, *first['content']]}
+    beside = {key: value for key, value in first.items() if key not in ('role', 'content')}
+    joined: Message = {**last, **beside, 'content': [*last['content'], *between, *first['content']]}
     return [*conversation[:-1], joined, *messages[1:]]
 
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from align_anything.core.types import Episode, Example, Response
 from align_anything.engines.step import StepResult, combined
+from align_anything.environments.steps import SUCCESS
 from align_anything.losses.moments import mean_and_variance, moments
 from align_anything.losses.value import explained_variance
 from align_anything.rollouts.experience import Rollout, responses_of
 
 ReduceSum = Callable[[Tensor], Tensor]
 RESPONSES = 'responses'
+UNSAID = 'success/unsaid'
+"""Share of the episodes that did not end by themselves, and of whose success nobody said anything; it is not told."""
 
 
 def numbers_of(rollout: Rollout, tokens: bool = True, acts: bool = False) -> dict[str, Tensor]:
@@ -47,15 +50,30 @@ EPISODE_NUMBERS: Mapping[str, Callable[[Episode], float]] = {
     'turns': lambda episode: len(episode.turns),
     'tool_calls': lambda episode: sum(turn.calls for turn in episode.turns),
     'tool_errors': lambda episode: sum(turn.info.get('tool_errors', 0) for turn in episode.turns),
-    'success': lambda episode: episode.info.get('success', float('nan')),
+    SUCCESS: lambda episode: _or_nan(episode.info.get(SUCCESS)),
 }
+
+
+def is_unsaid(episode: Episode) -> bool:
+    """Whether an episode reached a limit, or failed, and nobody says whether its environment tells of success.
+
+    It has none where that told of others.
+    """
+    return episode.ended != 'done' and SUCCESS not in episode.info
+
+
+def _or_nan(value: float | None) -> float:
+    return float('nan') if value is None else float(value)
 
 
 def _of_episodes(responses: Sequence[Response]) -> dict[str, Tensor]:
     episodes = [response.episode for response in responses]
     return {
-        name: torch.tensor([float('nan') if own is None else float(number(own)) for own in episodes])
-        for name, number in EPISODE_NUMBERS.items()
+        **{
+            name: torch.tensor([float('nan') if own is None else float(number(own)) for own in episodes])
+            for name, number in EPISODE_NUMBERS.items()
+        },
+        UNSAID: torch.tensor([float(own is not None and is_unsaid(own)) for own in episodes]),
     }
 
 
@@ -68,9 +86,13 @@ def sums_of(numbers: Mapping[str, Tensor]) -> Tensor:
 def means(names: Iterable[str], sums: Tensor) -> dict[str, float]:
     """The mean of the numbers under each name, given `sums_of` them; those without any, and abstentions of 0, left out.
 
-    `responses` is how many there are.
+    `responses` is how many there are. Where any episode told of success, those of `is_unsaid` had none.
     """
     found = {name: (total, count) for name, total, count in zip(names, *sums.tolist(), strict=True) if count}
+    unsaid, _ = found.pop(UNSAID, (0.0, 0.0))
+    if SUCCESS in found:
+        total, count = found[SUCCESS]
+        found[SUCCESS] = total, count + unsaid
     told = {name: total if name == RESPONSES else total / count for name, (total, count) in found.items()}
     return {name: value for name, value in told.items() if value or not name.startswith('abstained/')}
 

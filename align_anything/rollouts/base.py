@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,6 @@ from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.types import Example, MediaKind, Piece, Response
 from align_anything.models.codes import DIMENSIONS, KindOfCodes, MediaCodes
 from align_anything.models.family import FamilySpec
-from align_anything.models.frames import FURTHER
 from align_anything.rollouts.grammar import Emission, Grammar
 from align_anything.rollouts.restricted import Restriction, SetSampling
 
@@ -284,13 +284,13 @@ def sampled(
     version: int,
     sampling: Sampling,
     grammar: Grammar | None = None,
-    further: torch.Tensor | None = None,
+    token_tensors: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Response:
     """Returns a generated response up to the first token that ends it.
 
     The policy chose every token, but for those that the grammar left no choice of. A medium that the length limit cut
-    is not finished. `further` are the codes that ride beside the ids, `(length, codes)`. Raises TrainingError for
-    tokens that the grammar does not allow.
+    is not finished. `token_tensors` are what rides beside the ids, `(length, …)` each. Raises TrainingError for tokens
+    that the grammar does not allow.
     """
     end = end_of(ids, spec.stop_token_ids)
     stopped = stop_string_end(spec, ids[:end], sampling.stop)
@@ -307,7 +307,7 @@ def sampled(
     response = Response(
         ids=kept,
         weights=weights,
-        token_tensors={} if further is None else {FURTHER: further[:length]},
+        token_tensors={name: tensor[:length] for name, tensor in token_tensors.items()},
         per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[weights > 0]},
         finished=end is not None,
         version=version,

@@ -7,7 +7,6 @@ What was sampled is never tokenised again, and nothing before it is rendered aga
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import torch
 from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
+from align_anything.core.logging import get_logger
 from align_anything.core.types import (
     ACTION,
     Conversation,
@@ -36,6 +36,7 @@ from align_anything.core.types import (
 from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Answered, Begun, EpisodeFailed, Pool, Seat
+from align_anything.environments.steps import SUCCESS
 from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
@@ -43,8 +44,11 @@ from align_anything.models.encoding import Merge, join
 from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
 from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
+from align_anything.rollouts.failures import Counts, check_failures, counted
 from align_anything.rollouts.media import unexpanded
 from align_anything.rollouts.restricted import seed_of
+
+logger = get_logger(__name__)
 
 
 class Encoder(Protocol):
@@ -55,8 +59,6 @@ class Encoder(Protocol):
     def piece(self, run: Any, said: Sequence[int]) -> Piece: ...
 
 
-FEW, WINDOW = 20, 100
-"""Episodes that failures are a share of, at least; and about how many of the last ones are counted."""
 OnFailure = Literal['drop', 'zero']
 
 
@@ -81,8 +83,9 @@ class Episodes(Around):
         in_step: whether all ranks go through as many turns as the longest episode on any of them, as engines want that
             several ranks share. Else none waits for another, and `generate` may run in a thread of its own.
         expands: whether the engine reads prompts `unexpanded`.
-        untold: what this rank has not told of the last call yet: its failures, the number of its episodes, and where
-            the last one failed.
+        untold: what this rank has not told of the last call yet: its failures, the number of its episodes, where the
+            last one failed, and the rows that they were of.
+        counts: how many failed lately; it belongs to the state of a run.
         encoder: what encodes that which is shown between turns; None for what the chat template writes.
     """
 
@@ -95,10 +98,11 @@ class Episodes(Around):
     seed: int = 0
     in_step: bool = True
     expands: bool = False
-    untold: tuple[list[Skipped], int, str] = ([], 0, '')
+    untold: tuple[list[Skipped], int, str, list[str]] = ([], 0, '', [])
+    counts: Counts = field(default_factory=list)
     encoder: Encoder | None = None
     _calls: CallForm | None = None
-    _counts: deque[tuple[int, int]] = field(default_factory=deque)
+    _warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._encoder = self.encoder
@@ -114,21 +118,14 @@ class Episodes(Around):
     def failed(self) -> list[Skipped]:
         """Returns the episodes of the last call of `generate` that failed, on all ranks, and why. Every rank calls it.
 
-        Raises WorldError when more failed than may.
+        Raises WorldError as `check_failures` does.
         """
-        told, self.untold = all_gather_object(self.untold), ([], 0, '')
-        failures = [item for own, _, _ in told for item in own]
-        self._counts.append((len(failures), sum(number for _, number, _ in told)))
-        while len(self._counts) > 1 and sum(number for _, number in self._counts) - self._counts[0][1] >= WINDOW:
-            self._counts.popleft()
-        failed, total = (sum(numbers) for numbers in zip(*self._counts, strict=True))
-        if failed > self.max_failures * max(total, FEW):
-            last = next((trace for _, _, trace in reversed(told) if trace), '')
-            raise WorldError(
-                f'{failed} of the last {total} episodes failed, where a share of {self.max_failures:g} may '
-                f'(environment_cfgs.max_failures). The last one, of {failures[-1].source}: '
-                f'{failures[-1].reason}\n{last}'.rstrip()
-            )
+        told, self.untold = all_gather_object(self.untold), ([], 0, '', [])
+        failures = [item for own, _, _, _ in told for item in own]
+        rows = {row for _, _, _, own in told for row in own}
+        self.counts = counted(self.counts, len(failures), sum(number for _, number, _, _ in told), len(rows))
+        trace = next((trace for _, _, trace, _ in reversed(told) if trace), '')
+        check_failures(self.counts, self.max_failures, failures, trace)
         return failures
 
     def generate(
@@ -153,7 +150,8 @@ class Episodes(Around):
                     goes_on = any(all_gather_object(goes_on))
         failed = [one for one in every if one.ended == 'failed']
         trace = next((one.trace for one in reversed(failed) if one.trace), '')
-        self.untold = [Skipped(one.source, one.reason) for one in failed], len(every), trace
+        rows = list(dict.fromkeys(example.source for example in examples))
+        self.untold = [Skipped(one.source, one.reason) for one in failed], len(every), trace, rows
         made = [self._responses(own, sampling.responses) for own in acting]
         tell_whole(made, tell)
         return made
@@ -191,6 +189,7 @@ class Episodes(Around):
                 one.fail(str(begun), begun.trace)
                 continue
             begun = begun._replace(messages=self._seen(begun.messages))
+            self._require_fit(example.source, one.seat.session.name, begun)
             if first is None:
                 first = begun
                 asked, prompt, reason = self._prompt(example, begun, sampling)
@@ -202,10 +201,27 @@ class Episodes(Around):
                     f'{example.source}: the environment begins otherwise with the same seed, so that its episodes '
                     'cannot be compared: whatever is random in reset must hang on the seed alone.'
                 )
-            one.asked, one.prompt, one.tools, one.rewarded = asked, prompt, begun.tools, begun.rewards
+            one.asked, one.prompt, one.tools = asked, prompt, begun.tools
+            one.rewarded, one.succeeds = begun.rewards, begun.succeeds
             one.unexpanded = read
             if reason:
                 one.fail(reason)
+
+    def _require_fit(self, source: str, name: str, begun: Begun) -> None:
+        """Raises WorldError where nothing that the policy does can be done in an environment that a row names."""
+        if self.spec.space is None or begun.actions is None:
+            return
+        problem = self.spec.space.unfit(begun.actions)
+        if problem:
+            raise WorldError(f'{source}: the policy cannot act in {name}: {problem}.')
+        if beyond := self.spec.space.beyond(begun.actions):
+            self._warn('%s knows no %s, which the policy may do', name, ', '.join(beyond))
+
+    def _warn(self, message: str, name: str, *more: str) -> None:
+        """Warns once of each environment."""
+        if message + name not in self._warned:
+            self._warned.add(message + name)
+            logger.warning(message, name, *more)
 
     def _prompt(self, example: Example, begun: Begun, sampling: Sampling) -> tuple[Conversation, Piece, str]:
         """What the first turn follows, as messages and as tokens; and what is wrong with it, if anything."""
@@ -259,6 +275,12 @@ class Episodes(Around):
         over = [one for one in ones if one.ended is not None and one.unscored]
         for one, score in zip(over, self.pool.score([one.seat for one in over]), strict=True):
             one.take_score(score)
+            if one.ended == 'done' and one.rewarded and not one.is_judged:
+                self._warn(
+                    '%s ended an episode (done) without a reward or a score: nothing is learned from it unless other '
+                    'rewards judge it (metric abstained). Set rewards = False where others do',
+                    one.seat.session.name,
+                )
 
     def _say(self, one: _Acting, response: Response) -> _Saying | None:
         """Adds a turn to an episode; returns what its environment is to answer, None where the turn was clipped."""
@@ -312,13 +334,12 @@ class Episodes(Around):
 
     def _said(self, response: Response, one: _Acting) -> tuple[Said, Message]:
         """What a turn says: to the environment, and as a message."""
-        text, found = response.text, []
+        text, found, problem = response.text, [], ''
         if one.tools and self._calls is not None:
-            text, found = self._calls.split(text)
+            text, found, problem = self._calls.read(text)
         calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
-        said = Said(
-            text, tuple(Call(name, arguments) for name, arguments in calls), response.parts, self._done(response)
-        )
+        asked = tuple(Call(name, arguments) for name, arguments in calls)
+        said = Said(text, asked, response.parts, self._done(response), problem)
         if not calls:
             return said, response.message
         # Without ids, which are of chance: results follow their calls in order.
@@ -364,6 +385,7 @@ class _Acting:
     unexpanded: Unexpanded | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
     rewarded: bool = False
+    succeeds: bool | None = None
     pieces: list[Piece] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     messages: Conversation = field(default_factory=list)
@@ -376,6 +398,11 @@ class _Acting:
     @property
     def live(self) -> bool:
         return self.ended is None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its environment gave it anything."""
+        return self.score is not None or any(turn.reward is not None for turn in self.turns)
 
     @property
     def length(self) -> int:
@@ -397,8 +424,7 @@ class _Acting:
             self.fail(str(score), score.trace)
             return
         self.score = score
-        is_judged = score is not None or any(turn.reward is not None for turn in self.turns)
-        if self.ended != 'done' and self.rewarded and not is_judged:
+        if self.ended != 'done' and self.rewarded and not self.is_judged:
             # It never came to be judged.
             self.score = 0.0
 
@@ -407,7 +433,7 @@ class _Acting:
 
     def response(self, merge: Merge) -> Response:
         assert self.prompt is not None and self.ended is not None
-        whole, turns, score = join(self.pieces, merge), self.turns, self.score
+        whole, turns, score = join(self.pieces, merge), self._told(), self.score
         if self.ended == 'failed':
             turns, score = [replace(turn, reward=None, costs={}) for turn in turns], 0.0
         sampled = [piece for piece in self.pieces if type(piece) is Response]
@@ -423,6 +449,18 @@ class _Acting:
             parts=sampled[-1].parts,
             episode=Episode(self.prompt, self.asked, self.messages, tuple(turns), self.ended, score),
         )
+
+    def _told(self) -> list[Turn]:
+        """The turns with what was told of success: of an episode that did not end by itself, that it had none.
+
+        Only where its environment would say so; where it says nothing of itself, metrics see to it.
+        """
+        turns = self.turns
+        if self.ended == 'failed':
+            turns = [replace(own, info={k: v for k, v in own.info.items() if k != SUCCESS}) for own in turns]
+        if self.ended == 'done' or self.succeeds is None or any(own.info.get(SUCCESS) is not None for own in turns):
+            return turns
+        return [*turns[:-1], replace(turns[-1], info={**turns[-1].info, SUCCESS: False if self.succeeds else None})]
 
 
 class _Saying(NamedTuple):

@@ -13,10 +13,12 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Sto
 from align_anything.core.types import Example, Piece, Response, map_tensors
 from align_anything.models.adapter import bare_model
 from align_anything.models.codes import TEXT, MediaCodes
+from align_anything.models.encoding import pad_positions
 from align_anything.models.family import FamilySpec
-from align_anything.models.frames import FramesWritten, WritesFrames
+from align_anything.models.frames import FURTHER, FramesWritten, WritesFrames
 from align_anything.policies.guidance import guided
 from align_anything.policies.token.hidden import cast_floats
+from align_anything.rollouts.at_once import AtOnce
 from align_anything.rollouts.base import Sampling, Tell, evaluated, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
 from align_anything.rollouts.restricted import (
@@ -91,22 +93,61 @@ class HFRollouts:
             calls += [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
         return calls
 
+    def _inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
+        inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
+        return map_tensors(inputs, lambda tensor: tensor.to(self.model.device))
+
+    def _prefilled(self, examples: Sequence[Example], numbers: Sequence[int]) -> dict[str, Any]:
+        """The arguments of `generate()` for prompts by number, those of several responses computed once.
+
+        All but the last token of a prompt, media among them, go through the model once, and what is kept of them is
+        repeated.
+        """
+        distinct = list(dict.fromkeys(numbers))
+        prompts = [examples[number].prompt for number in distinct]
+        placeholders = {*never_sampled(self.spec)}
+        if (
+            len(distinct) == len(numbers)
+            or 'shared_prefix' not in self.spec.layouts
+            or any(len(prompt) < 2 or int(prompt.ids[-1]) in placeholders for prompt in prompts)
+        ):
+            return self._inputs([examples[number].prompt for number in numbers])
+        inputs = self._inputs(prompts)
+        settings = GenerationConfig(
+            max_new_tokens=1, pad_token_id=self.spec.pad_token_id, return_dict_in_generate=True, **GREEDY
+        )
+        # Families of which some positions are no whole numbers give them themselves.
+        own = [self.spec.positions(prompt.ids, prompt.media, prompt.token_tensors) for prompt in prompts]
+        inputs.setdefault('position_ids', pad_positions(own).to(self.model.device))
+        tokens = inputs.keys() & {'input_ids', 'attention_mask', *self.spec.token_tensor_names}
+        beginning = {name: value[:, :-1] if name in tokens else value for name, value in inputs.items()}
+        beginning['position_ids'] = inputs['position_ids'][..., :-1]
+        cache = type(self.model).generate(self.model, **beginning, generation_config=settings).past_key_values
+        rows = torch.tensor([distinct.index(number) for number in numbers], device=self.model.device)
+        cache.batch_select_indices(rows)
+        repeated = {name: inputs[name][rows] for name in tokens}
+        return {**repeated, 'position_ids': inputs['position_ids'][..., rows, :], 'past_key_values': cache}
+
     def _generate(
         self, all_examples: Sequence[Example], call: Sequence[Wanted], sampling: Sampling, tell: Tell | None
     ) -> list[Response]:
-        device, guides = self.model.device, sampling.guidance != 1
+        guides = sampling.guidance != 1
         examples = [all_examples[number] for number, _ in call]
-        prompts = [example.prompt for example in examples]
-        if guides:
-            prompts += [example.unconditional for example in examples]
-        inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
-        inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
-        start = inputs['input_ids'].shape[1]
-        stops = _StopStrings(self.spec, sampling.stop, start)
-        restriction, more = restriction_of(self.spec, sampling), {}
         draw = None
         if sampling.seeds is not None:
             draw = RowDraws([seed_of(sampling.seeds[number], which) for number, which in call])
+        if self.spec.codes is not None and self.spec.codes.parallel is not None:
+            found = AtOnce(self.model, self.spec, self.dtype)(examples, sampling, draw or sampled_of, self.version)
+            if tell is not None:
+                Streams(self.spec, sampling, call, tell).finish(found)
+            return found
+        prompts = [example.prompt for example in examples]
+        if guides:
+            prompts += [example.unconditional for example in examples]
+        inputs = self._inputs(prompts) if guides else self._prefilled(all_examples, [number for number, _ in call])
+        start = inputs['input_ids'].shape[1]
+        stops = _StopStrings(self.spec, sampling.stop, start)
+        restriction, more = restriction_of(self.spec, sampling), {}
         # What is drawn here, and not by `generate()`, is left as the one choice.
         how = _sampling_arguments(sampling if restriction is None else Sampling()) if draw is None else GREEDY
         if restriction is None:
@@ -152,8 +193,8 @@ class HFRollouts:
             length = stops.lengths.get(number)
             own = ids[:length].tolist(), values[:length].tolist()
             grammar = None if restriction is None else restriction.grammar
-            further = None if further_codes is None else further_codes[number]
-            responses.append(sampled(self.spec, *own, self.version, sampling, grammar, further))
+            beside = {} if further_codes is None else {FURTHER: further_codes[number]}
+            responses.append(sampled(self.spec, *own, self.version, sampling, grammar, beside))
         if streams is not None:
             streams.finish(responses)
         return responses

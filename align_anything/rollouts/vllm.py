@@ -73,6 +73,12 @@ def check_vllm_emission(spec: FamilySpec, sampling: Sampling) -> None:
             f"vllm_cfgs.use_vllm: models of type '{spec.model_type}' have the codes of {beyond[0]} in a vocabulary of "
             'their own, which vLLM does not sample from. Generate with transformers.'
         )
+    if spec.codes.parallel is not None:
+        problems.append(
+            f"vllm_cfgs.use_vllm: the codes of a turn's {spec.codes.parallel.kind} are sampled at once, over "
+            'placeholders that see each other (action_cfgs.action_decoding: parallel), and vLLM samples one token '
+            'behind the other. Generate with transformers.'
+        )
     if sampling.guidance != 1:
         problems.append(
             f'model_cfgs.guidance_scale = {sampling.guidance:g}: vLLM samples from the model as it is. Generate with '

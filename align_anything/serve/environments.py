@@ -18,7 +18,8 @@ from align_anything.core.logging import get_logger
 from align_anything.environments.base import capacity_of, checked_kwargs, make_environment
 from align_anything.environments.hosts import Fault, Lost
 from align_anything.environments.remote import GONE, Told
-from align_anything.environments.wire import MOST_BYTES, from_bytes, to_bytes
+from align_anything.environments.steps import checked_tools
+from align_anything.environments.wire import MOST_BYTES, actions_out, from_bytes, to_bytes
 from align_anything.environments.workers import Tenant, Workers
 from align_anything.serve.door import Door, Keys, is_local, read_keys
 from align_anything.serve.errors import BAD_REQUEST, OVERLOADED, UNSUPPORTED, error_body, json_answer, openai_form
@@ -152,10 +153,16 @@ def make_app(served: Served, told: Told, keys: Keys | None = None, host: str = '
 def told_of(name: str, kwargs: Mapping[str, Any], lanes: int, seconds: float) -> Told:
     """Returns what a server tells of an environment, made once and closed. Raises WorldError as making it does."""
     made = make_environment(name, kwargs)
-    tools, rewards = [dict(tool) for tool in made.tools], bool(made.rewards)
+    tools, rewards, actions = checked_tools(made.tools), bool(made.rewards), actions_out(made.actions)
     made.close()
     return Told(
-        environment=name, tools=tools, rewards=rewards, capacity=capacity_of(name), lanes=lanes, timeout=seconds
+        environment=name,
+        tools=tools,
+        rewards=rewards,
+        actions=actions,
+        capacity=capacity_of(name),
+        lanes=lanes,
+        timeout=seconds,
     )
 
 

@@ -154,6 +154,11 @@ def test_a_space_survives_as_json(space):
         ({'dataset': 'kitchn'}, "there are no statistics of 'kitchn', only of kitchen"),
         ({'unnorm_key': 'kitchen'}, "has no 'unnorm_key'"),
         ({'statistics': {'kitchen': {'q01': [0.0]}}}, 'is no action space'),
+        ({'pictures': {'rotat': 180}}, r"pictures has no 'rotat'. Did you mean 'rotate'\?"),
+        ({'pictures': {'rotate': 45}}, 'rotate of pictures is 45'),
+        ({'pictures': {'flip': 'horizontl'}}, r"flip of pictures is 'horizontl'. Did you mean 'horizontal'\?"),
+        ({'pictures': {'size': [224]}}, r'size of pictures is \[224\]'),
+        ({'pictures': 'rotate'}, "pictures is 'rotate'"),
         ({'dimensions': ['x', 'y']}, 'statistics of kitchen: low has 4 numbers for 2 dimensions'),
     ],
 )
@@ -185,19 +190,6 @@ def test_a_file_whose_values_are_of_another_kind_moves_no_robot(changes, told):
         ActionSpace.from_json(written)
 
 
-@pytest.mark.parametrize(
-    ('pictures', 'words'),
-    [
-        ({'rotate': 45}, 'rotate is 45, and should be quarter turns in degrees'),
-        ({'flip': 'left'}, "flip is 'left', and should be horizontal or vertical"),
-        ({'size': [224]}, 'size is [224], and should be a height and a width in pixels'),
-        ({'rotat': 180}, "there is no 'rotat'. Did you mean 'rotate'?"),
-        ([180], 'pictures is [180], and should be an object'),
-    ],
-)
-def test_pictures_that_nothing_can_be_done_to_are_told(pictures: Any, words: str) -> None:
-    with pytest.raises(ModelError) as told:
-        ActionSpace.from_json({'names': ['left'], 'pictures': pictures})
-    assert words in str(told.value)
-    for known in (None, {}, {'rotate': 180, 'flip': 'vertical', 'size': [224, 224]}):
-        assert ActionSpace.from_json({'names': ['left'], 'pictures': known}).pictures == known
+@pytest.mark.parametrize('known', [None, {}, {'rotate': 180, 'flip': 'vertical', 'size': [224, 224]}])
+def test_what_is_done_to_pictures_may_be_unknown(known: Any) -> None:
+    assert ActionSpace.from_json({'names': ['left'], 'pictures': known}).pictures == known

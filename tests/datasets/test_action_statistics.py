@@ -131,7 +131,7 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
     sources = load_sources([str(a), str(b)], ['LeRobot', 'Aloha'], template_kwargs=[{}, {'instruction': 'Go.'}])
     dataset = ExampleDataset(sources, SupervisedTask(encode), 'a_pair', frozenset({'image', 'action'}))
     seen = seen_in(dataset)
-    assert sorted(seen.values) == ['a', 'b'] and seen_in(dataset, 'both').values['both'].steps == 9
+    assert sorted(seen.values) == ['a', 'b'] and seen_in(dataset, ['both', 'both']).values['both'].steps == 9
     with pytest.raises(DataError, match='the cameras of some rows are front, wrist, and those of others obs'):
         seen.one('cameras')
     with pytest.raises(DataError, match='some episodes have 3 numbers in a step and some 2'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,14 @@ def test_too_many_skipped_rows_stop_the_run_with_the_list(tmp_path: Path) -> Non
     assert message.startswith('12 of 100 rows') and message.count('- a:') == 3
     assert '- a:0 and 3 more: empty answer 0\n- a:1 and 3 more: empty answer 1\n' in message
     assert str(tmp_path / 'skipped_samples.jsonl') in message
+
+
+def test_columns_that_no_template_reads_ride_along_where_they_are_asked_for(tmp_path: Path) -> None:
+    row = {'instruction': 'Go.', 'output': 'Yes.', 'seed': 7, 'environment_kwargs': {'high': 3}, 'file': 'a.png'}
+    row |= {'pictures': [{'bytes': None, 'path': 'a.png'}]}
+    sources = load_sources(write_rows(tmp_path / 'rows.jsonl', [row]), 'Alpaca')
+    for keeps in (False, True):
+        own = [replace(source, keeps_columns=keeps) for source in sources]
+        example = ExampleDataset(own, SupervisedTask(encode), 'some_pair', frozenset())[0]
+        wanted = {'seed': 7, 'environment_kwargs': {'high': 3}, 'file': 'a.png'} if keeps else {}
+        assert example.meta == {'train_on': 'all_assistant', **wanted}

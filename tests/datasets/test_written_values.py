@@ -202,3 +202,11 @@ def test_an_answer_that_looks_like_json_stays_a_text(answer: str) -> None:
 def test_turns_of_no_such_form_are_refused(turns: Any) -> None:
     with pytest.raises(SampleError, match='should be a list'):
         make_formatter('Messages').format_supervised_sample({'messages': turns})
+
+
+@pytest.mark.parametrize(
+    'content', ['17', [{'type': 'text', 'text': '17'}], [{'type': 'text', 'text': t} for t in '17']]
+)
+def test_an_answer_in_parts_is_a_golden_one_in_text(content: Any) -> None:
+    turns = [{'role': 'user', 'content': 'Which?'}, {'role': 'assistant', 'content': content}]
+    assert make_formatter('Messages').format_prompt_only_sample({'messages': turns})[1]['ground_truth'] == '17'

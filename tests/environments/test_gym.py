@@ -86,6 +86,21 @@ def test_what_resets_itself_mixes_no_episodes_and_costs_are_told() -> None:
         one.step(Said('3'))
 
 
+@pytest.mark.parametrize(('option', 'name', 'reason'), [('cost', 'heta', 'heat'), ('success', 'wno', 'won')])
+def test_a_name_that_no_episode_tells_of_is_no_zero(option: str, name: str, reason: str) -> None:
+    one = One(Pool('gymnasium', {'id': 'Counter-v0', option: name}, retries=0), {}, 1)
+    one.begin()
+    one.step(Said('3'))
+    one.step(Said('3'))
+    with pytest.raises(EpisodeFailed, match=f"option '{option}'.* no '{name}'. Did you mean '{reason}'"):
+        one.step(Said('3'))
+    # What may be told of when it happens is nothing until then.
+    one = One(Pool('gymnasium', {'id': 'Counter-v0', option: 'fell_down'}), {}, 1)
+    one.begin()
+    steps = [one.step(Said('3')).step for _ in range(3)]
+    assert steps[-1].done and not any(sum(step.costs.values()) for step in steps)
+
+
 def test_pictures_of_minigrid_hang_on_the_seed() -> None:
     kwargs = {'id': 'MiniGrid-Fetch-5x5-N2-v0', 'observation': 'image', 'pixels': 40, 'success': 'reward'}
     shown = {}

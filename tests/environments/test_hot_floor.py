@@ -43,6 +43,14 @@ def test_it_shows_what_the_agent_sees_and_says_what_it_wants_once(room: Environm
     turns = [{'role': 'user', 'content': [words]}]
     (named,) = room.reset({'seed': 3, 'messages': turns}, 99).messages
     assert [part['type'] for part in named['content']] == ['image'] and np.array_equal(pixels(named), pixels(first))
+    # Tables have an empty cell where a row names none.
+    assert np.array_equal(pixels(room.reset({'seed': None}, 3).messages[0]), pixels(first))
+    for row, reason in (
+        ({'messages': turns}, "says 'pick up the .*', and in its room the mission is '.*column 'seed'"),
+        ({'seed': 'three'}, "'seed' of the row is 'three'"),
+    ):
+        with pytest.raises(WorldError, match=reason):
+            room.reset(row, 4)
     left, right = (room_after(room, name) for name in ('left', 'right'))
     assert not np.array_equal(left, right)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from align_anything.core.errors import SettingsError, WorldError
-from align_anything.environments import BatchEnvironment, Environment, Observation, Said, Step
+from align_anything.environments import BatchEnvironment, Environment, Observation, Said, Step, wire
 from align_anything.environments.base import Alone, checked_kwargs, environment_names, get_environment
 from align_anything.environments.hosts import Here
 from align_anything.environments.observing import Limits
@@ -120,10 +122,18 @@ class Told(Environment):
         return self.answer
 
 
-def answered(answer: Any, **limits: Any) -> Any:
+class Sent(Alone):
+    """One whose steps go through a line, as those of other processes do."""
+
+    def step(self, said: Sequence[Said | None]) -> Any:
+        (own,) = super().step(said)
+        return [wire.step_in(wire.from_bytes(wire.to_bytes(wire.step_out(own))))]
+
+
+def answered(answer: Any, kind: type[Alone] = Alone, **limits: Any) -> Any:
     world = Told()
     world.answer = answer
-    session = Session('told', lambda: Alone(world), [{}], [0], Limits(**limits), 0)
+    session = Session('told', lambda: kind(world), [{}], [0], Limits(**limits), 0)
     session.begin()
     return only(session.step([Said('x')]))
 
@@ -134,16 +144,67 @@ def answered(answer: Any, **limits: Any) -> Any:
         (None, 'step returned NoneType'),
         (Step(), 'neither ends the episode'),
         (Step(done=True, reward=float('nan')), 'reward of a step is nan'),
+        (Step(done=True, reward=float('-inf')), 'reward of a step is -inf'),
+        (Step(done=True, reward='1'), "reward of a step is '1'"),
+        (Step(done=True, reward=np.array(1.0)), 'reward of a step is array'),
+        (Step(done=True, reward=10**400), 'no float holds'),
+        (Step(done=True, reward=1e300), 'float32 does not hold'),
         (Step(done=True, costs={'heat': 'much'}), "cost 'heat' of a step is 'much'"),
+        (Step(done=True, costs={'heat': 1e300}), "cost 'heat' of a step is 1e"),
+        (Step(done=True, costs=None), 'costs of a step are None'),
+        (Step(done=True, costs={3: 1.0}), 'called 3'),
+        (Step(done='False'), "'done' of a step is 'False'"),
+        (Step(Observation('x'), truncated=[1, 2]), "'truncated' of a step is"),
+        (Step(done=True, info=None), 'info of a step is None'),
+        (Step(done=True, info={'success': 'yes'}), "'success' in the info of a step is 'yes'"),
+        (Step(done=True, info={'tool_errors': float('nan')}), "'tool_errors' in the info of a step is nan"),
+        (Step(Observation(b'bytes')), 'a text or a list of turns'),
+        (Step(Observation({'role': 'user', 'content': 'x'})), 'a text or a list of turns'),
+        (Step(Observation([{'role': ['user'], 'content': 'x'}])), 'a turn of'),
+        (Step(Observation('half \ud83d')), 'half a surrogate pair'),
+        (
+            Step(Observation([{'role': 'user', 'content': [{'type': 'image', 'image': Image.new('F', (2, 2))}]}])),
+            'float',
+        ),
         (Step('text'), 'not a str'),
         (Step(Observation([{'role': 'assistant', 'content': 'x'}])), "a turn of 'assistant'"),
         (Step(Observation([{'role': 'user'}])), 'content'),
         (Step(Observation([{'role': 'user', 'content': [{'type': 'image', 'image': b'none'}]}])), 'image'),
     ],
 )
-def test_what_breaks_the_contract_is_named(answer: Any, reason: str) -> None:
+@pytest.mark.parametrize('kind', [Alone, Sent])
+def test_what_breaks_the_contract_is_named_wherever_it_is(answer: Any, reason: str, kind: type[Alone]) -> None:
     with pytest.raises(EpisodeFailed, match=reason):
-        answered(answer)
+        answered(answer, kind)
+
+
+@pytest.mark.parametrize('kind', [Alone, Sent])
+def test_numbers_of_any_library_are_numbers(kind: type[Alone]) -> None:
+    numbers = (True, np.True_, np.float32(1), np.int64(1), Fraction(1))
+    for number in numbers:
+        step = answered(Step(reward=number, costs={'heat': number}, done=number, info={'success': number}), kind).step
+        assert (step.reward, step.costs, step.done) == (1.0, {'heat': 1.0}, True) and type(step.reward) is float
+        assert step.info == {'success': 1}
+    assert answered(Step(done=True, info={'tool_errors': None}), kind).step.info == {}
+
+
+@pytest.mark.parametrize('kind', [Alone, Sent])
+@pytest.mark.parametrize('mode', ['RGBA', 'I;16', 'I', 'CMYK', '1', 'LA', 'P', 'HSV'])
+def test_pictures_of_any_mode_are_seen_in_rgb(mode: str, kind: type[Alone]) -> None:
+    picture = {'type': 'image', 'image': Image.new(mode, (1, 1))}
+    (message,) = answered(Step(Observation([{'role': 'user', 'content': [picture]}])), kind).messages
+    (part,) = message['content']
+    assert part['image'].mode == 'RGB' and part['image'].size == (1, 1)
+
+
+@pytest.mark.parametrize(
+    'tools', [[object()], [{'type': 'function'}], [{'name': 3}], [{'name': 'f', 'parameters': {1, 2}}], 'tool', 3]
+)
+def test_tools_that_are_none_are_named(tools: Any) -> None:
+    world = Told()
+    world.tools = tools
+    with pytest.raises(EpisodeFailed, match='its tools are none'):
+        Session('told', lambda: Alone(world), [{}], [0], Limits(), 0).begin()
 
 
 def test_no_more_is_shown_than_is_allowed() -> None:
@@ -216,6 +277,15 @@ def test_a_batch_of_any_size_is_asked_once_and_fails_as_one() -> None:
     answers = pool.step(seats[1:], [Said('d'), Said('e')])
     assert [text(answer.messages) for answer in answers] == [['bd'], ['ce']] and Chorus.made == 2
     assert pool.score(seats) == [1, 2, 2]
+    # One that is over is heard no more, whatever the environment says of it; one that goes on has to be answered.
+    late = Session('late', lambda: Chorus(), [{}, {}], [0, 1], Limits(), 0)
+    late.begin()
+    late._environment.step = lambda said: [Step(reward=9.0, done=True), None]
+    assert [own if own is None else own.step.reward for own in late._stepped(late._environment, [None, None])] == [
+        None
+    ] * 2
+    with pytest.raises(EpisodeFailed, match='step returned NoneType'):
+        late.step([Said('a'), Said('b')])
     short = Session('short', lambda: Chorus(), [{}, {}], [0, 1], Limits(), 0)
     short.begin()
     short._environment.step = lambda said: []

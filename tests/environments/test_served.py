@@ -7,12 +7,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
 
+from align_anything.configs.environment import EnvironmentCfgs
+from align_anything.core.actions import ActionSpace
 from align_anything.core.asgi import server_config
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.environments import Said
@@ -23,6 +26,7 @@ from align_anything.environments.remote import Remote
 from align_anything.environments.workers import Workers
 from align_anything.serve.door import Keys
 from align_anything.serve.environments import Message, Served, make_app, serve_environment, told_of
+from align_anything.trainers.runs.acting import require_same_actions
 from tests.environments.one import One
 from tests.environments.test_workers import AWKWARD, SECONDS, text
 
@@ -139,6 +143,20 @@ def test_messages_that_are_none(workers: Workers, serve: Serve, body: bytes, sta
     assert httpx2.post(f'{url}/ask', content=body, headers={'Content-Type': 'text/plain'}).status_code == 415
 
 
+def test_a_server_tells_what_can_be_done_there(workers: Workers, serve: Serve) -> None:
+    told = told_of('reach', {}, 2, SECONDS)
+    assert told.actions == {'names': [], 'dimensions': ['dx', 'dy']}
+    url = serve(make_app(Served('reach', {}, workers), told))
+    begun = One(Pool(url, host=Remote(url)), {}, 0).begin()
+    assert begun.actions.dimensions == ('dx', 'dy') and begun.succeeds is True
+    settings = EnvironmentCfgs(environment=url)
+    arm, robot = ActionSpace(dimensions=('x', 'y', 'z')), ActionSpace(names=('up',))
+    for space, reason in ((arm, 'has 2 numbers'), (robot, 'is 2 numbers there, and the policy says names')):
+        with pytest.raises(SettingsError, match=f'cannot act in {url}: .*{reason}'):
+            require_same_actions(settings, SimpleNamespace(emits={'action'}, space=space))
+    require_same_actions(settings, SimpleNamespace(emits={'action'}, space=ActionSpace(dimensions=('x', 'y'))))
+
+
 def test_who_has_no_key_is_not_let_in(workers: Workers, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     told = told_of('number_game', {}, 2, SECONDS)
     url = serve(make_app(Served('number_game', {}, workers), told, Keys(['a-long-secret'])))
@@ -179,6 +197,9 @@ def test_servers_that_are_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
           'tools': [], 'rewards': True}, 'came as image_url'),
         ({'observations': [[{'role': 'user', 'content': 'x', 'images': ['/etc/hostname']}]],
           'tools': [], 'rewards': True}, "came with 'images'"),
+        ({'observations': ['x'], 'tools': [{'type': 'function'}], 'rewards': True}, 'its tools are none: tool 0'),
+        ({'observations': ['x'], 'tools': [], 'rewards': True, 'actions': ['up']}, 'actions came as list'),
+        ({'observations': ['x'], 'tools': [], 'rewards': True, 'actions': {'names': 'up'}}, "is the text 'up'"),
         ('x' * 2**26, 'more than the 67108864 bytes'),
     ):  # fmt: skip
         url = serve(answering(answer))

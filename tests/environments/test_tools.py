@@ -64,6 +64,17 @@ def test_calls_come_back_in_order_and_errors_are_told() -> None:
     assert tools.step(Said('Sunny.')) == Step(done=True) and not tools.rewards and Calculator().rewards
 
 
+def test_a_call_that_cannot_be_read_and_a_result_that_cannot_be_told_are_errors_too() -> None:
+    def keyed() -> dict[tuple[int, ...], str]:
+        return {(1, 2): 'x'}
+
+    tools = FunctionTools([keyed])
+    step = tools.step(Said('<tool_call>{', problem='it is no JSON'))
+    assert 'it is no JSON' in step.observation.messages and step.info == {'tool_errors': 1} and not step.done
+    (text,), step = called(tools, Call('keyed', {}))
+    assert text.startswith('Error: TypeError') and step.info['tool_errors'] == 1
+
+
 def test_what_no_call_can_give_is_refused() -> None:
     def more(*words: str) -> str:
         return ''

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def given(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {**settings, **changes}
 
 
-def test_episodes_are_evaluated(tiny: Tiny, tmp_path: Path) -> None:
+def test_episodes_are_evaluated(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows, settings = write_rows(tmp_path / 'rows.jsonl', ROWS), given(tmp_path, per_device_prompt_batch_size=1)
     results = results_of(command(tmp_path / 'out', tiny('qwen2'), rows, **settings))
     samples = read_samples(tmp_path / 'out')
@@ -55,10 +57,16 @@ def test_episodes_are_evaluated(tiny: Tiny, tmp_path: Path) -> None:
     assert results['responses'] == len(responses) > 6
     assert {len(response['turns']) for response in responses} > {1}
     found = results['metrics']
-    for name in ('turns', 'success', 'cost', 'tool_calls', 'tool_errors'):
-        # One that was cut before it was judged has no success.
-        told_of = [response['episode'][name] for response in responses if name in response['episode']]
+    for name in ('turns', 'cost', 'tool_calls', 'tool_errors', 'success'):
+        # One that was cut before anybody told of its success had none, and where nobody told of costs there were none.
+        told_of = [response['episode'].get(name) or 0 for response in responses]
         assert found[name]['value'] == pytest.approx(sum(told_of) / len(told_of)), name
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())['means']
+    assert all(summary[name] == pytest.approx(found[name]['value']) for name in ('turns', 'cost', 'success'))
+    assert any('cost' not in own['episode'] for own in responses)
+    assert any(own['episode']['success'] is None for own in responses)
+    (warned,) = re.findall(r'(\d+) episode\(s\) failed and are left out', caplog.text) or ['0']
+    assert results['failed_episodes'] >= int(warned) > 0 and found['success']['responses'] == len(responses)
     assert 1 < found['turns']['value'] < 3 and found['turns']['better'] == found['cost']['better'] == 'lower'
     assert found['reward/environment']['interval'][0] < found['reward/environment']['interval'][1]
     # Metrics read the last answer, behind all that was said before.
@@ -149,7 +157,7 @@ def test_pairs_are_made_of_no_episodes(tmp_path: Path) -> None:
 def test_models_that_act_are_evaluated_in_their_environment(tmp_path: Path) -> None:
     """What is done stands in the turns, and what came of it is measured."""
     model = worlds.small(tmp_path / 'model')
-    rows = write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'go to the left'}] * 4)
+    rows = write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'go to the left', 'limit': 2}] * 4)
     settings = {'eval_template': 'Prompts', 'environment': f'{worlds.__file__}:Line', 'max_turns': 8}
     settings |= {'max_new_tokens': None, 'model_max_length': None}
     argv = command(tmp_path / 'out', model, rows, **settings)
@@ -157,4 +165,5 @@ def test_models_that_act_are_evaluated_in_their_environment(tmp_path: Path) -> N
     responses = [sample.response for sample in read_samples(tmp_path / 'out')]
     done = [turn['content'][0] for response in responses for turn in response['turns'] if turn['role'] == 'assistant']
     assert len(done) > 4 and all(part['action'][0] in worlds.NAMES for part in done)
-    assert results['metrics']['turns']['value'] == len(done) / 4 and 'success' in results['metrics']
+    # The end is too far, for the environment has got the limit of the row, a column that nobody asked for.
+    assert results['metrics']['turns']['value'] == len(done) / 4 == 2 and results['metrics']['success']['value'] == 0

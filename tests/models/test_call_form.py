@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.core.thoughts import opened_thought
-from align_anything.models.call_form import JSONCalls, call_form
+from align_anything.models.call_form import CallForm, JSONCalls, PythonCalls, TaggedCalls, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.rendering import ChatRenderer
@@ -17,6 +17,7 @@ from tests.models.published import MANNERS, WRITES_TOOLS
 
 CALL = {'type': 'function', 'function': {'name': 'weather', 'arguments': {'city': 'Rome {"x"}', 'days': [1, 2]}}}
 HERMES = JSONCalls('<tool_call>', '</tool_call>', 'name', 'arguments')
+THOUGHT = '<think>Is <tool_call> right?</think>'
 SEVERAL = {'qwen3', 'qwen3_thinking', 'nemotron', 'mistral'}
 
 
@@ -68,13 +69,82 @@ def test_a_template_without_calls_has_no_form(tiny: Callable[..., Path], manner:
         '<tool_call>\n{"name": "f"',
         '<tool_call>\n{"arguments": {}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": [1]}\n</tool_call>',
-        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call> and then words',
         '<tool_call></tool_call>',
         '',
     ],
 )
 def test_what_is_no_call_is_said_as_it_is(text: str) -> None:
     assert HERMES.split(text) == (text, [])
+
+
+PLAIN = JSONCalls('', '', 'name', 'parameters')
+LISTED = JSONCalls('[TOOL_CALLS]', '', 'name', 'arguments')
+NAMED = JSONCalls('[TOOL_CALLS]', '', 'name', 'arguments', '[ARGS]')
+TAGGED = TaggedCalls('<tool_call>', '', '<arg_key>', '</arg_key>\n<arg_value>', '</arg_value>')
+PYTHON = PythonCalls('', '')
+ONE, TWO = '{"name": "f", "arguments": {"a": {"b": [1, "}{"]}}}', '{"name": "g", "arguments": "{}"}'
+F, G = ('f', {'a': {'b': [1, '}{']}}), ('g', {})
+
+
+@pytest.mark.parametrize(
+    ('form', 'text', 'said', 'calls'),
+    [
+        (HERMES, f'I look.\n<tool_call>\n{ONE}\n</tool_call>\nWait for it.', 'I look.', [F]),
+        (HERMES, f'<tool_call>{ONE}</tool_call> then <tool_call>{TWO}</tool_call> done', '', [F, G]),
+        (HERMES, f'<tool_call>\n```json\n{ONE}\n```\n</tool_call>', '', [F]),
+        (HERMES, f'<think>Is <tool_call> right?</think>\n<tool_call>{TWO}</tool_call>', THOUGHT, [G]),
+        (LISTED, f'[TOOL_CALLS][{ONE}, {TWO}] I wait.', '', [F, G]),
+        (NAMED, '[TOOL_CALLS]f[ARGS]{"a": 1} and [TOOL_CALLS]g[ARGS]{}', '', [('f', {'a': 1}), G]),
+        (PLAIN, '```json\n{"name": "g", "parameters": {}}\n```\nThat is all.', '', [G]),
+        (PLAIN, '{"name": "g", "parameters": {}}; {"name": "g", "parameters": {}}', '', [G, G]),
+        (TAGGED, '<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>NaN</arg_value>', '', [('f', {'a': 'NaN'})]),
+        (PYTHON, "[f(a={'b': ['é', None]}), g()]", '', [('f', {'a': {'b': ['é', None]}}), G]),
+        (PYTHON, '```python\n[g()]\n```', '', [G]),
+        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "\\ud800é"}}</tool_call>', '', [('f', {'a': '?é'})]),
+        (PYTHON, "[f(a='\\ud800')]", '', [('f', {'a': '?'})]),
+    ],
+)  # fmt: skip
+def test_calls_are_read_whatever_stands_around_them(
+    form: CallForm, text: str, said: str, calls: list[tuple[str, object]]
+) -> None:
+    told, found, problem = form.read(text)
+    assert (told, problem) == (said, '')
+    read = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
+    assert read == calls
+
+
+@pytest.mark.parametrize(
+    ('form', 'text', 'reason'),
+    [
+        (HERMES, '<tool_call>\n{"name": "f"', 'no JSON'),
+        (HERMES, f'<tool_call>{ONE}</tool_call><tool_call>{{"name"', 'no JSON'),
+        (HERMES, '<tool_call></tool_call>', 'nothing in it'),
+        (HERMES, '<tool_call>{"arguments": {}}</tool_call>', "a text under 'name'"),
+        (HERMES, '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "'arguments' is no object"),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "{"}</tool_call>', "under 'arguments' is no JSON"),
+        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', 'NaN is no number'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>', 'none of JSON'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": ' + '[' * 200_000, 'nested too deeply'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": ' + '1' * 5000 + '}}</tool_call>', 'no JSON'),
+        (PLAIN, '{"name": "f", "parameters": {', 'no JSON'),
+        (TAGGED, '<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>Ro', 'takes a key'),
+        (TAGGED, '<tool_call>', 'names no tool'),
+        (PYTHON, '[f(a=1', 'no list of calls'),
+        (PYTHON, "[f(a=__import__('os'))]", 'no list of calls'),
+        (PYTHON, '[f(**{})]', 'no list of calls'),
+        (PYTHON, '[f(a={1})]', 'none of JSON'),
+        (PYTHON, '[f(a=' + '(' * 5000, 'no list of calls'),
+        (PYTHON, '[f(a=' + '-' * 50_000 + '1)]', 'no list of calls'),
+    ],
+)
+def test_a_call_that_cannot_be_read_says_why(form: CallForm, text: str, reason: str) -> None:
+    said, calls, problem = form.read(text)
+    assert (said, calls) == (text, []) and reason in problem and len(problem) < 200
+
+
+@pytest.mark.parametrize('text', ['f(x=2) is 4.', '{"name": "Bob"}', '[1, 2]', '{"age": 3', '', '{[('])
+def test_an_answer_is_no_call(text: str) -> None:
+    assert PLAIN.read(text) == PYTHON.read(text) == HERMES.read(text) == (text, [], '')
 
 
 def test_words_before_a_call_are_said_and_shown_at_once() -> None:

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from align_anything.algorithms.dpo import DPO
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.actions import ActionSpace
+from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Piece, Scored
 from align_anything.environments import Environment, Observation, Said, Step
 from align_anything.environments.base import Alone, BatchEnvironment
@@ -23,6 +25,7 @@ from align_anything.environments.pool import Pool
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.policies.token.plan import require_parallel
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.decoded import DecodedRollouts
 from align_anything.rollouts.episodes import Episodes
@@ -82,7 +85,18 @@ def episodes(tiny: Tiny, spec: FamilySpec, **sampling: Any) -> tuple[list[Exampl
     return complete(examples, made.generate(examples, how)), policy
 
 
-@pytest.mark.parametrize('space', [NAMED, replace(ARM, executed=1)])
+AT_ONCE = replace(ARM, decoding='parallel')
+
+
+@pytest.mark.parametrize(
+    'space',
+    [
+        NAMED,
+        replace(ARM, executed=1),
+        # What one pass over placeholders samples, in tests/policies/test_at_once.py.
+        pytest.param(replace(AT_ONCE, executed=1), marks=pytest.mark.extended),
+    ],
+)
 def test_what_was_recorded_is_one_pass_among_legal_ids(space: ActionSpace, tiny: Tiny) -> None:
     spec = acting(tiny, 'qwen2_5_vl', space)
     World.done.clear()
@@ -112,6 +126,18 @@ def test_what_was_recorded_is_one_pass_among_legal_ids(space: ActionSpace, tiny:
     assert -2 < x.min() < 0 < x.max() < 2 and 0 < y.min() < 5 < y.max() < 10 and gripper.abs().max() < 1
     whole = responses[0].episode.turns[0].parts[0]['action']
     assert len(whole) == 2, 'a turn says the whole chunk'
+
+
+@pytest.mark.extended
+def test_seeds_of_rows_and_greedy_turns_at_once_are_the_same_again(tiny: Tiny) -> None:
+    spec = acting(tiny, 'qwen2_5_vl', AT_ONCE)
+    greedy, again = episodes(tiny, spec, temperature=0.0)[0], episodes(tiny, spec, temperature=0.0)[0]
+    one, other = (episodes(tiny, spec, seeds=(4, 5, 6))[0] for _ in range(2))
+    for mine, theirs in ((greedy, again), (one, other)):
+        for left, right in zip(mine, theirs, strict=True):
+            assert [own.ids.tolist() for own in left.responses] == [own.ids.tolist() for own in right.responses]
+    assert len({tuple(own.ids.tolist()) for own in greedy[0].responses}) == 1
+    assert len({tuple(own.ids.tolist()) for own in one[0].responses}) == 3
 
 
 def test_an_environment_shows_pictures_as_the_data_did(tiny: Tiny) -> None:
@@ -166,3 +192,29 @@ def _log_probability(model: Any, spec: FamilySpec, prompt: Piece, response: Piec
             row = logits[len(prompt) + at - 1, first : first + size].double().log_softmax(-1)
             total += float(row[int(response.ids[at]) - first])
     return total
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ('family', 'refused'),
+    [
+        *((name, '') for name in ('llava', 'qwen3_vl', 'idefics3', 'internvl', 'smolvlm', 'idefics2', 'composed')),
+        ('gemma3', 'see themselves by masks of their own'),
+        ('gemma4', 'has a window of 64 tokens'),
+        ('paligemma', 'make masks of their own'),
+        ('mllama', 'make masks of their own'),
+    ],
+)
+def test_families_say_turns_at_once_or_are_refused(family: str, refused: str, tiny: Tiny) -> None:
+    spec = acting(tiny, family, AT_ONCE)
+    cfgs = RunCfgs(model_cfgs={'model_name_or_path': family})
+    if refused:
+        with pytest.raises(SettingsError, match=refused):
+            require_parallel(cfgs, spec, judges=False)
+        return
+    require_parallel(cfgs, spec, judges=False)
+    for layout in ('shared_prefix', 'packed'):
+        policy = policy_of(tiny(family), spec, layout)
+        policy.collate = TokenCollator(spec, layout, ('image',))
+        policy.check(policy, torch.device('cpu'))
+        assert policy.collate.layout == layout

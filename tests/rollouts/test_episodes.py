@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import WorldError
 from align_anything.core.types import Audio, Example, Response, Video
 from align_anything.environments import Environment, Observation, Said, Step
@@ -23,6 +24,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.reporting.online_report import _of_episodes, means, sums_of
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.episodes import Episodes
 from align_anything.rollouts.experience import complete
@@ -49,8 +51,8 @@ def medium(kind: str, turn: int) -> Any:
 class Steps(Environment):
     """As many turns as the seed and the first token say, with a medium in each where it is to have one."""
 
-    def __init__(self, shows: str = '', fails: str = '') -> None:
-        self.shows, self.fails = shows, fails
+    def __init__(self, shows: str = '', fails: str = '', succeeds: bool | None = None) -> None:
+        self.shows, self.fails, self.succeeds = shows, fails, succeeds
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         if self.fails == 'reset':
@@ -64,15 +66,16 @@ class Steps(Environment):
 
     def step(self, said: Said) -> Step:
         self.turn += 1
+        if self.fails == 'always':
+            raise OSError('always')
         if self.fails == 'odd' and len(said.text) % 2:
             raise OSError('odd')
         if self.fails == 'second' and self.turn == 2:
             raise OSError('no second turn')
         done = len(said.text) % 3 == self.turn % 3
         reward = None if self.fails == 'silent' else 0.25
-        return Step(
-            self.shown(f'Turn {self.turn}.'), reward=reward, costs={'heat': 1.0}, done=done, info={'success': done}
-        )
+        info = {} if self.fails == 'silent' and not done else {'success': done}
+        return Step(self.shown(f'Turn {self.turn}.'), reward=reward, costs={'heat': 1.0}, done=done, info=info)
 
     def score(self) -> float | None:
         return None if self.fails == 'silent' else 1.0
@@ -94,7 +97,7 @@ def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple
     spec.stop_token_ids = (*spec.stop_token_ids, *range(40, 120))
     policy = policy_of(tiny(family), spec, 'shared_prefix').eval()
     engine = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=batch_size)
-    kwargs = {name: more.pop(name) for name in ('shows', 'fails') if name in more}
+    kwargs = {name: more.pop(name) for name in ('shows', 'fails', 'succeeds') if name in more}
     settings = {'max_turns': 3, 'max_tokens': 2000, **more}
     made = Episodes(engine, spec, Pool('steps', kwargs, host=Worlds()), **settings)
     made.sync(7)
@@ -257,13 +260,27 @@ def test_limits_of_turns_and_of_tokens_end_an_episode_unfinished(tiny: Tiny) -> 
     assert all(len(response.episode.prompt) + len(response) <= longest + 12 for response in found)
     made = replace(made, max_tokens=longest, max_failures=1.0)
     assert made.generate(examples, SAMPLING) == [[], [], []]
-    assert 'longer than the' in made.failed()[0].reason
+    with pytest.raises(WorldError, match='longer than the'):
+        made.failed()
 
 
-def test_what_was_cut_before_it_was_judged_is_worth_nothing(tiny: Tiny) -> None:
-    made, _, spec = episodes(tiny, 'qwen2', fails='silent', max_turns=1)
+@pytest.mark.parametrize(('succeeds', 'told'), [(None, set()), (True, {False}), (False, {None})])
+def test_what_was_cut_before_it_was_judged_is_worth_nothing(
+    succeeds: bool | None, told: set[Any], tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', fails='silent', succeeds=succeeds, max_turns=1)
     found = [response.episode for own in made.generate(prompts(spec), SAMPLING) for response in own]
     assert {(episode.ended == 'done', episode.reward) for episode in found} == {(True, None), (False, 0.0)}
+    assert all(episode.info['success'] is True for episode in found if episode.ended == 'done')
+    cut = [episode for episode in found if episode.ended != 'done']
+    assert {episode.info['success'] for episode in cut if 'success' in episode.info} == told
+    # One that ended without a reward is told of once.
+    assert caplog.text.count('ended an episode (done) without a reward') == 1
+    done = sum(episode.ended == 'done' for episode in found)
+    numbers = {**_of_episodes([Response(torch.zeros(0), torch.zeros(0), episode=own) for own in found])}
+    wanted = 1.0 if succeeds is False else done / len(found)
+    assert means(numbers, sums_of(numbers))['success'] == pytest.approx(wanted)
+    assert (done < len(found)) and 'success/unsaid' not in means(numbers, sums_of(numbers))
 
 
 @pytest.mark.parametrize('on_failure', ['drop', 'zero'])
@@ -276,18 +293,54 @@ def test_what_fails_is_left_out_or_worth_nothing(on_failure: str, tiny: Tiny) ->
     if on_failure == 'zero':
         assert len(failed) == len(lost) and [len(own) for own in found] == [4, 4, 4]
         assert all(response.episode.reward == 0 and response.episode.cost == 0 for response in failed)
+        assert all('success' not in response.episode.info for response in failed), 'what failed did not succeed'
     else:
         assert not failed and sum(map(len, found)) <= 12 - len(lost) and 1 not in map(len, found)
 
 
-def test_too_many_failures_end_the_run_with_the_last_of_them(tiny: Tiny) -> None:
+def test_too_many_failures_end_the_run_with_the_first_of_them(tiny: Tiny) -> None:
     made, _, spec = episodes(tiny, 'qwen2', fails='reset')
     made.generate(prompts(spec), SAMPLING)
-    with pytest.raises(WorldError, match='12 of the last 12 episodes failed.*row 2: OSError: no world') as ended:
+    with pytest.raises(WorldError, match='12 of the last 12 episodes failed.*row 0: OSError: no world') as ended:
         made.failed()
     assert "raise OSError('no world')" in str(ended.value)
-    made = replace(made, max_failures=1.0)
-    assert made.generate(prompts(spec), SAMPLING) == [[], [], []] and len(made.failed()) == 12
+
+
+@pytest.mark.parametrize('on_failure', ['drop', 'zero'])
+def test_where_all_fail_the_run_ends_whatever_may(on_failure: str, tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', fails='always', max_failures=1.0, on_failure=on_failure)
+    # Nobody is cut before the environment is asked.
+    sampling = replace(SAMPLING, max_new_tokens=40)
+    found = made.generate(prompts(spec), sampling)
+    assert [len(own) for own in found] == [4 * (on_failure == 'zero')] * 3
+    with pytest.raises(WorldError, match=r'all of the last 12 episodes failed.*row 0: OSError: always \(12 of them\)'):
+        made.failed()
+    # One row may be broken; two of them are not.
+    made = replace(made, counts=[])
+    made.generate(prompts(spec, 1), sampling)
+    assert len(made.failed()) == 4 and made.counts == [[4, 4, 1]]
+    made.generate(prompts(spec, 1), sampling)
+    with pytest.raises(WorldError, match='all of the last 8 episodes failed'):
+        made.failed()
+
+
+def test_an_environment_of_a_row_is_one_that_the_policy_can_act_in(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, _, spec = episodes(tiny, 'qwen2')
+    actions = {name: ActionSpace(names=names) for name, names in (('own', ('up', 'down')), ('other', ('Up', 'sit')))}
+    spec.space = actions['own']
+    pool = Pool('steps', {}, host=Worlds())
+    for space in (None, actions['other']):
+        Steps.actions = space
+        replace(made, pool=pool).generate(prompts(spec), SAMPLING)
+    assert caplog.text.count('steps knows no down, which the policy may do') == 1
+    Steps.actions = ActionSpace(names=('left', 'right'))
+    try:
+        with pytest.raises(WorldError, match=r'row 0: the policy cannot act in steps: it knows none.*\(up, down\)'):
+            replace(made, pool=pool).generate(prompts(spec), SAMPLING)
+    finally:
+        Steps.actions = spec.space = None
 
 
 def test_an_environment_that_does_not_heed_its_seed_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,3 +395,18 @@ def test_calls_are_answered_by_tools_in_the_form_of_the_template(tiny: Tiny) -> 
     roles = [message['role'] for message in completion.conversation]
     assert roles == ['user', 'assistant', 'tool', 'assistant', 'tool', 'tool'] and completion.response == 'It is 24.'
     assert completion.conversation[1]['tool_calls'][0]['function']['arguments'] == {'expression': '6 * 4'}
+
+
+def test_a_call_that_cannot_be_read_is_told_and_ends_nothing(tiny: Tiny) -> None:
+    spec = load_spec(str(tiny('qwen3', template='qwen3')), model_max_length=None)
+    engine = Scripted(spec, 'So:\n<tool_call>\n{"name": "calculate"', 'It is 24.')
+    made = Episodes(engine, spec, Pool('calculator'), max_turns=4, max_tokens=2000)
+    (example,) = prompts(spec, 1)
+    example.meta['ground_truth'] = '24'
+    ((response,),) = made.generate([example], replace(SAMPLING, responses=1))
+    episode = response.episode
+    assert [(turn.calls, dict(turn.info)) for turn in episode.turns] == [
+        (0, {'tool_errors': 1}),
+        (0, {'success': True}),
+    ]
+    assert 'the call cannot be read' in episode.messages[1]['content'][0]['text'] and episode.ended == 'done'

@@ -18,24 +18,18 @@ from align_anything.rollouts.hf import HFRollouts
 from tests.engines.test_deepspeed_engine import STEPS, config, optimizer, schedule
 from tests.harness.pairwise import first_of
 from tests.harness.ranks import run_ranks
-from tests.models.mixed import media, policy_of
+from tests.invariants import families
+from tests.models.mixed import MEDIA, media, policy_of
 from tests.models.samples import load, single, user
 
 Tiny = Callable[[str], Path]
-KINDS = {
-    'qwen2': [],
-    'qwen2_vl': ['image', 'video'],
-    'qwen2_audio': ['audio'],
-    'llava': ['image'],
-    'composed': ['image', 'video', 'audio'],
-}
-FAMILIES = tuple(KINDS)
+FAMILIES = ('qwen2', 'qwen2_vl', 'qwen2_audio', 'llava', 'composed')
 
 
 def prompts(spec: FamilySpec, family: str) -> list[Example]:
     """Prompts of unlike length, with and without media."""
     asked = [single()[:-1], [*single(), user('And how much is it if you add three?')]]
-    asked += [[user(media(kind, 0), 'What is this?')] for kind in KINDS[family]]
+    asked += [[user(media(kind, 0), 'What is this?')] for kind in MEDIA.get(family, ())]
     return [Example(spec.encode_prompt(prompt), [], source=str(number)) for number, prompt in enumerate(asked)]
 
 
@@ -63,6 +57,24 @@ def test_log_probabilities_are_those_of_the_policy(family: str, temperature: flo
     logprobs = torch.cat([response.per_unit['rollout'] for responses in found for response in responses])
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=1e-4)
     assert {response.version for responses in found for response in responses} == {7}
+
+
+@pytest.mark.parametrize('family', first_of(families.FAMILIES, 'qwen2'))
+def test_prompts_of_several_responses_are_computed_once(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family, **families.OPTIONS.get(family, {})))
+    model = policy_of(tiny(family, **families.OPTIONS.get(family, {})), spec, spec.layouts[-1]).eval().model
+    examples = prompts(spec, family)
+    sampling = Sampling(responses=3, max_new_tokens=6, seeds=tuple(range(len(examples))))
+    found = HFRollouts(model, spec, dtype=torch.float32, batch_size=30).generate(examples, sampling)
+    apart = HFRollouts(model, spec, dtype=torch.float32, batch_size=1).generate(examples, sampling)
+    for mine, theirs in zip(sum(found, []), sum(apart, []), strict=True):
+        assert mine.ids.tolist() == theirs.ids.tolist()
+        torch.testing.assert_close(mine.per_unit['rollout'], theirs.per_unit['rollout'], atol=2e-5, rtol=1e-4)
+    inputs: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: inputs.append(given['input_ids'].numel()), with_kwargs=True)
+    HFRollouts(model, spec, dtype=torch.float32, batch_size=30).generate(examples[-1:], replace(sampling, seeds=None))
+    length = len(examples[-1].prompt)
+    assert inputs[:2] == ([length - 1, 3] if 'shared_prefix' in spec.layouts else [3 * length, 3])
 
 
 def test_nothing_follows_the_end_of_a_response(tiny: Tiny) -> None:
@@ -120,7 +132,7 @@ def trained(rank: int, folder: Path, family: str, generates: bool) -> tuple[dict
     engine = DeepSpeedEngine(policy, config(3, 1, 1, 2), optimizer(policy), schedule)
     rollouts = HFRollouts(model, spec, dtype=torch.float32, batch_size=2, gathered=engine.gathered_weights)
     examples = prompts(spec, family)
-    collate = TokenCollator(spec, 'padded', dummy_kinds=tuple(KINDS[family]))
+    collate = TokenCollator(spec, 'padded', dummy_kinds=MEDIA.get(family, ()))
     row = Example(examples[rank].prompt, [Piece(torch.arange(5, 12), torch.ones(7))])
     found = []
     for _ in range(STEPS):

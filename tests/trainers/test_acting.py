@@ -18,6 +18,7 @@ from align_anything.trainers.pairs import PAIRS
 from tests.harness.pairwise import in_tiers
 from tests.trainers.runs import lines, run, sft, succeed, write_rows
 from tests.trainers.test_online import metrics_of, named
+from tests.trainers.test_resume import assert_same, dies_while_saving
 
 Tiny = Callable[..., Path]
 ACTING = PAIRS['text_video_to_action']
@@ -163,3 +164,65 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str, arm: Path
     argv = sft(tmp_path / 'out', tiny('qwen2_5_vl'), arm / 'episodes.jsonl', template='Messages', **settings)
     (ended,) = run(argv, pair=ACTING)
     assert ended.code == 2 and words in ' '.join(ended.output.split()), ended.output
+
+
+AT_ONCE = {'action_decoding': 'parallel', 'action_chunk': 2}
+
+
+@pytest.mark.extended
+def test_turns_said_at_once_are_learned_and_stay_so(arm: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """SFT makes them so, and what trains its checkpoint later need not say it again; a run that was ended goes on."""
+    model, common = tiny('qwen2_5_vl'), {'model_max_length': 256, 'max_steps': 2}
+    given = {'action_tokens': 'tail', 'action_bins': 16, **AT_ONCE}
+    first = tmp_path / 'sft'
+    settings = {**common, **given, 'max_steps': 3, 'save_interval': 1, 'save_total_limit': 2}
+    told = succeed(sft(first, model, arm / 'episodes.jsonl', template='Messages', **settings), pair=ACTING)
+    assert '2 steps in a turn said at once, 2 of them done' in told
+    assert "falling back to 'padded'" not in told and read_action_space(first / 'slice_end').decoding == 'parallel'
+    again = tmp_path / 'again'
+    argv = sft(again, model, arm / 'episodes.jsonl', template='Messages', **settings)
+    (ended,) = run(argv, pair=ACTING, before=dies_while_saving('slice_2'))
+    assert ended.code is None
+    assert f'resumed from {again}/slice_1 after' in succeed([*argv, '--resume', 'auto'], pair=ACTING)
+    assert_same(first, again)
+    for name, layout in (('dpo', 'shared_prefix'), ('kto', 'padded'), ('simpo', 'packed')):
+        argv = sft(tmp_path / name, first / 'slice_end', arm / 'pairs.jsonl', template='Preference', **common)
+        told = succeed([*argv, '--layout', layout], pair=ACTING, algorithm=named(name))
+        assert "falling back to 'padded'" not in told
+        assert read_action_space(tmp_path / name / 'slice_end') == read_action_space(first / 'slice_end')
+    argv = sft(tmp_path / 'rm', first / 'slice_end', arm / 'pairs.jsonl', template='Preference', **common)
+    (ended,) = run(argv, pair=ACTING, algorithm=named('rm'))
+    assert ended.code == 2 and 'would see placeholders in the place of what was done' in ' '.join(ended.output.split())
+    succeed([*argv, '--action_decoding', 'autoregressive'], pair=ACTING, algorithm=named('rm'))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('name', ['grpo', 'ppo', 'rloo'])
+@pytest.mark.parametrize('layout', ['padded', 'shared_prefix'])
+def test_a_robot_that_says_its_turns_at_once_learns_in_its_room(
+    name: str, layout: str, room: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    model = tmp_path / 'model'
+    link(tiny('qwen2_5_vl'), model)
+    space = replace(read_action_space_of_room(), chunk=3, executed=2, decoding='parallel')
+    write_action_space(model, replace(space, tokens='tail', first_ids=(300,)))
+    settings = {
+        'train_template_kwargs': '{keep_columns: True}',
+        'environment': 'hot_floor',
+        'max_turns': 3,
+        'max_new_tokens': 4,
+        'num_generations': 2,
+        'per_device_prompt_batch_size': 2,
+        'per_device_train_batch_size': 4,
+        'model_max_length': 512,
+        'max_steps': 2,
+        'emit_temperature': '{action: 1.6}',
+        'layout': layout,
+        **({'critic_lr': 1e-3} if name == 'ppo' else {}),
+    }
+    argv = sft(tmp_path / 'out', model, room / 'prompts.jsonl', template='Prompts', **settings)
+    told = succeed(argv, pair=ACTING, algorithm=named(name))
+    assert "falling back to 'padded'" not in told
+    for record in metrics_of(tmp_path / 'out'):
+        assert record['train/rollout_drift'] < 1e-5 and record['train/response_length'] >= 9
+    assert read_action_space(tmp_path / 'out' / 'slice_end').decoding == 'parallel'

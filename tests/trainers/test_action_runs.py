@@ -85,7 +85,7 @@ def data(
 def online(folder: Path, output: Path, *more: str, model: str = 'named', **changes: Any) -> list[str]:
     """2 prompts x 3 episodes a rank and rollout, which differ in length."""
     settings = {
-        'environment': WORLD,
+        'environment': f'{worlds.__file__}:Pushed' if model in ('numbers', 'l1') else WORLD,
         'max_turns': 5,
         'model_max_length': None,
         'gradient_checkpointing': None,
@@ -266,6 +266,7 @@ def test_a_judge_of_episodes_rewards_them(folder: Path, tmp_path: Path) -> None:
         ('grpo', 'named', {'environment': 'calculator'}, 'calls none'),
         ('grpo', 'named', {'environment': f'{__file__}:Sail'}, 'knows none of the actions of the policy (left, right'),
         ('grpo', 'numbers', {'environment': f'{__file__}:Drone'}, 'has 3 numbers (x, y, z), and one of the policy 2'),
+        ('grpo', 'numbers', {'environment': WORLD}, 'actions are names there (left, right, wait), and the policy says'),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example
-from align_anything.environments import remote
+from align_anything.environments import Environment, remote
 from align_anything.rollouts.experience import responses_of
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.loops import online
@@ -70,6 +71,14 @@ class World(Environment):
             info={'success': letters % 3 == 2},
         )
 """
+
+
+class Toolbox(Environment):
+    """One whose tools have no names."""
+
+    tools = ({'type': 'function', 'function': {'parameters': {}}},)
+
+
 ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates and kind.trains and name != 'nft')
 Tiny = Callable[..., Path]
 
@@ -273,6 +282,21 @@ def test_too_many_failures_end_the_run_on_every_rank(folder: Path, tiny: Tiny, t
     assert 'OSError: it broke' in ended[0].output and 'max_failures' in ended[0].output
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize('on_failure', ['drop', 'zero'])
+def test_where_nothing_but_failures_comes_of_a_step_the_run_ends(
+    folder: Path, tiny: Tiny, tmp_path: Path, on_failure: str
+) -> None:
+    changes = {'environment_kwargs': '{breaks: 1}', 'max_failures': 1, 'on_failure': on_failure}
+    changes |= {'max_new_tokens': 24, 'stop': '[a, e, i, o, u, s, t, n]'}
+    ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), 2, algorithm=named('grpo'))
+    assert all(item.code not in (0, None) for item in ended)
+    told = (
+        r'all of the last (\d+) episodes failed, so that nothing is left. The first, of .*: OSError: it broke \(\1 of'
+    )
+    assert re.search(told, ' '.join(ended[0].output.split())), ended[0].output
+
+
 def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     (ended,) = run(argv(folder, tmp_path, tiny('qwen2'), environment='calculator'), algorithm=named('grpo'))
     assert ended.code not in (0, None) and 'does not write tools, their calls and what they return' in ended.output
@@ -284,6 +308,7 @@ def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path:
         ({'environment': 'calculater'}, "unknown environment 'calculater'. Did you mean 'calculator'"),
         ({'environment': 'number_game', 'environment_kwargs': '{hihg: 3}'}, "no option 'hihg'. Did you mean 'high'"),
         ({'environment': 'number_game', 'environment_kwargs': '{high: 0}'}, 'there is nothing to guess'),
+        ({'environment': f'{__file__}:Toolbox'}, 'environment_cfgs.environment: its tools are none: tool 0'),
         ({'max_episode_tokens': 300}, 'is more than model_cfgs.model_max_length = 256'),
         ({'max_episode_tokens': 6}, 'holds no turn of model_cfgs.max_new_tokens = 6'),
         ({'environment': None}, 'it means nothing without environment'),

@@ -20,6 +20,7 @@ from align_anything.datasets.formatters.turns import (
     acts,
     answered_by_medium,
     says_only_text,
+    text_said,
     user,
     with_its_media,
 )
@@ -195,7 +196,7 @@ class BaseFormatter:
         if conversation and conversation[-1]['role'] == 'assistant':
             answer, rest = with_its_media(conversation[-1], meta)
             if answer['content'] is not None and says_only_text(answer):
-                rest['ground_truth'] = answer['content']
+                rest['ground_truth'] = text_said(answer)
             return conversation[:-1], rest
         return conversation, meta
 

@@ -126,6 +126,14 @@ def says_only_text(turn: dict[str, Any]) -> bool:
     return not media and not MEDIA_KEYS.keys() & filled(turn).keys()
 
 
+def text_said(turn: Mapping[str, Any]) -> Any:
+    """The text of a turn that `says_only_text`, also where it came in parts."""
+    content = turn['content']
+    if not isinstance(content, (list, tuple)):
+        return content
+    return ''.join(part.get('text') or '' if isinstance(part, Mapping) else str(part) for part in content)
+
+
 def _filled_by(part: Any, kind: MediaKind, media: Sequence[Any]) -> Any:
     """A placeholder that names its medium with that medium, any other part as it is."""
     if not _bare([part], kind):

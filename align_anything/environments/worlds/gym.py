@@ -14,6 +14,7 @@ from PIL import Image
 
 from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
+from align_anything.core.registry import nearest
 from align_anything.environments.base import Environment, Observation, Said, Step, register_environment
 
 RENDERED = {'values': None, 'ansi': 'ansi', 'image': 'rgb_array'}
@@ -44,7 +45,7 @@ class Gymnasium(Environment):
             (`image`) with the texts among the values.
         pixels: length that the longer side of a picture is brought to; None leaves it.
         rules: what is said before the first observation; by default which actions there are.
-        cost: key of `info` whose number is a cost of each turn.
+        cost: key of `info` whose number is a cost of each turn; where there is none it cost nothing.
         success: key of `info` that tells of success, or `reward`: it ended itself, with a reward above 0.
 
     Raises:
@@ -64,15 +65,16 @@ class Gymnasium(Environment):
     ) -> None:
         self._world = _made(id, RENDERED[observation], options or {})
         self._do = _Words(self._world, id, actions) if _is_discrete(self._world) else _Numbers(self._world, id, actions)
-        self.actions = self._do.space
+        self.actions, self.succeeds = self._do.space, success is not None
         self._shown, self._pixels, self._cost, self._success = observation, pixels, cost, success
         self._rules = self._do.rules if rules is None else rules
         self._over = True
+        self._told_of: set[str] = set()
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Begins with the seed."""
-        observed, _ = self._world.reset(seed=seed)
-        self._over = False
+        observed, info = self._world.reset(seed=seed)
+        self._over, self._told_of = False, set(map(str, info))
         return self._observation(observed, self._rules)
 
     def step(self, said: Said) -> Step:
@@ -88,8 +90,11 @@ class Gymnasium(Environment):
             self._over = bool(terminated or truncated)
             whole += float(reward)
             costs.update(self._costs(info))
+            self._told_of.update(map(str, info))
             if self._over:
                 break
+        if self._over:
+            self._check_names()
         return Step(
             self._observation(observed),
             reward=whole,
@@ -109,6 +114,20 @@ class Gymnasium(Environment):
 
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
         return {} if self._cost is None else {self._cost: float(info.get(self._cost, 0.0))}
+
+    def _check_names(self) -> None:
+        """Raises WorldError where a whole episode told nothing of a name, and something of one that is much like it.
+
+        What happens seldom, such as a cost, may be told of only then.
+        """
+        for option, name in (('cost', self._cost), ('success', self._success)):
+            if name in (None, BY_REWARD, *self._told_of):
+                continue
+            if hint := nearest(name, sorted(self._told_of)):
+                told = ', '.join(sorted(self._told_of))
+                raise WorldError(
+                    f"option '{option}': the info of a whole episode has no '{name}'.{hint} It has: {told}."
+                )
 
     def _told(self, terminated: bool, reward: float, info: Mapping[str, Any]) -> dict[str, Any]:
         if self._success is None:

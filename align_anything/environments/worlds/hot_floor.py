@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import WorldError
 from align_anything.core.types import Message
-from align_anything.environments.base import Environment, Observation, Said, Step, register_environment
+from align_anything.environments.base import (
+    SEED,
+    Environment,
+    Observation,
+    Said,
+    Step,
+    register_environment,
+    seed_of_row,
+)
 
 if TYPE_CHECKING:
     from align_anything.environments.hot_room import HotRoom
 
+MISSION = re.compile(r'pick up (?:a|the) (?:red|green|blue|purple|yellow|grey) (?:ball|box|key)')
 NAMES = ('left', 'right', 'forward', 'pickup', 'drop')
-SEED = 'seed'
-"""The column of a row that names the room, in place of the seed of the run."""
 
 
 @register_environment('hot_floor')
@@ -34,6 +42,7 @@ class HotFloor(Environment):
         tile: pixels of a side of a tile; the picture has seven by seven of them.
     """
 
+    succeeds = True
     actions = ActionSpace(names=NAMES, cameras=('camera',))
 
     def __init__(self, size: int = 7, objects: int = 3, hot: int = 5, steps: int = 24, tile: int = 8) -> None:
@@ -45,10 +54,16 @@ class HotFloor(Environment):
         self._steps, self._tile, self._taken = steps, tile, 0
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
-        """Makes the room of the seed, or of the row's own `seed`."""
+        """Makes the room of the seed, or of the row's own `seed`. Raises WorldError for a prompt of another room."""
         self._taken = 0
-        self._room.reset(seed=int(row.get(SEED, seed)) % 2**32)
+        self._room.reset(seed=seed_of_row(row, seed))
         said = _words(row.get('messages', ()))
+        other = MISSION.search(said)
+        if other and self._room.mission not in said:
+            raise WorldError(
+                f"the prompt of the row says '{other[0]}', and in its room the mission is '{self._room.mission}': name "
+                f"the room that the prompt is of in a column '{SEED}', or leave the mission to the environment."
+            )
         return Observation([self._shown('' if self._room.mission in said else self._room.mission)])
 
     def step(self, said: Said) -> Step:

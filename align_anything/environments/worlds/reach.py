@@ -12,11 +12,17 @@ from PIL import Image, ImageDraw
 from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import WorldError
 from align_anything.core.types import Message
-from align_anything.environments.base import Environment, Observation, Said, Step, register_environment
+from align_anything.environments.base import (
+    SEED,
+    Environment,
+    Observation,
+    Said,
+    Step,
+    register_environment,
+    seed_of_row,
+)
 
 INSTRUCTION = 'move to the red disc'
-SEED = 'seed'
-"""The column of a row that names where things lie, in place of the seed of the run."""
 EDGE = 0.15
 """How far from the edge of the table the zone ends that should not be left; all begins and all targets are inside."""
 FARTHEST = 0.1
@@ -37,6 +43,7 @@ class Reach(Environment):
         side: pixels of a side of the picture.
     """
 
+    succeeds = True
     actions = ActionSpace(dimensions=('dx', 'dy'), normalization='mean_std', cameras=('top',), chunk=4, executed=4)
 
     def __init__(self, radius: float = 0.08, steps: int = 16, side: int = 56) -> None:
@@ -47,7 +54,7 @@ class Reach(Environment):
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Lays point and target where the seed says, or the row's own `seed`."""
-        random = numpy.random.default_rng(int(row.get(SEED, seed)) % 2**32)
+        random = numpy.random.default_rng(seed_of_row(row, seed))
         self._taken = 0
         self._point, self._target = random.uniform(EDGE, 1 - EDGE, (2, 2))
         said = any(part['type'] == 'text' for message in row.get('messages', ()) for part in message['content'])

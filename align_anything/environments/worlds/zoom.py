@@ -48,6 +48,7 @@ class Zoom(Environment):
         golden = row.get('ground_truth')
         self._picture, self._left = parts[0]['image'], self._zooms
         self._golden = None if golden is None else str(golden)
+        self.succeeds = golden is not None
         return Observation(RULES)
 
     def step(self, said: Said) -> Step:

@@ -95,9 +95,13 @@ class Decoder(nn.Module):
         return self.output(self.norm(hidden))
 
 
-def positions(steps: int, like: Tensor) -> Tensor:
-    """Returns sines and cosines of the number of each step, `(steps, size)`, `size` being the last one of `like`."""
+def positions(steps: int, like: Tensor, first: Tensor | None = None) -> Tensor:
+    """Returns sines and cosines of the number of each step, `(steps, size)`, `size` being the last one of `like`.
+
+    With the number of the `first` step of each episode, `(episodes,)`, it returns `(episodes, steps, size)`.
+    """
     size = like.shape[-1]
     rates = torch.exp(torch.arange(0, size, 2, device=like.device) * (-math.log(10000.0) / size))
-    angles = torch.arange(steps, device=like.device)[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(like.dtype)
+    numbers = torch.arange(steps, device=like.device)
+    angles = (numbers if first is None else first[:, None] + numbers)[..., None] * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(like.dtype)

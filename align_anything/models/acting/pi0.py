@@ -115,6 +115,10 @@ class Pi0Spec(ActionSpec):
         """Steps of a chunk and numbers of each, those that fill it up included."""
         return self.config.chunk_size, self.config.max_action_dim
 
+    def reads_state(self, name: str) -> bool:
+        """Tells whether a state of that name is read: any of them is."""
+        return True
+
     # Encoding
 
     def _within(self, response: Piece, prompt: Piece) -> Piece:
@@ -179,7 +183,7 @@ class Pi0Spec(ActionSpec):
 
     def actions_of(self, values: Tensor) -> Actions:
         """Returns the actions of what the model says, `(steps, at least dimensions)`."""
-        return Actions(self.space.restored(values[:, : self.dimensions].double()))
+        return Actions(self.space.restored(values[:, : self.dimensions].double()), dataset=self.space.dataset)
 
     def blank(self) -> Example:
         """Returns an Example that every batch can hold: a black picture, nothing said, and nothing done."""

@@ -96,6 +96,10 @@ class ActionSpec:
         """The sensors of the model, in order."""
         return tuple(self.config.sensors)
 
+    def reads_state(self, name: str) -> bool:
+        """Tells whether a state of that name is read."""
+        return name in self.sensors or self.config.state_size > 0
+
     # Encoding
 
     def encode(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> Example:
@@ -271,7 +275,13 @@ class ActionSpec:
             return [{'type': ACTION, ACTION: self.space.named([number])} for number in ids.tolist()]
         # Where nothing was done yet there is nothing beside the observations.
         rows = zip(piece.media.get(VALUES, ()), piece.media.get(SAID, ()), strict=True)
-        return [{'type': ACTION, ACTION: Actions(self.space.restored(values[said].double()))} for values, said in rows]
+        return [
+            {
+                'type': ACTION,
+                ACTION: Actions(self.space.restored(values[said].double()), dataset=self.space.dataset),
+            }
+            for values, said in rows
+        ]
 
     def merge_media(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Joins the media of pieces that follow each other."""

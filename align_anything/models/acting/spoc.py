@@ -78,23 +78,26 @@ class SpocModel(PreTrainedModel):
             seen = seen + embedding(steps.sensors[name])
         return seen + self.state_embed(steps.state.to(seen.dtype)) if self.config.state_size else seen
 
-    def over_time(self, seen: Tensor, previous: Tensor) -> Tensor:
+    def over_time(self, seen: Tensor, previous: Tensor, first: Tensor | None = None) -> Tensor:
         """Returns the vector of each step, `(episodes, length, size)`, given what is seen in it.
 
-        `previous` is the action before each, its number `(episodes, length)` or `(episodes, length, numbers + 1)`.
+        `previous` is the action before each, its number `(episodes, length)` or `(episodes, length, numbers + 1)`;
+        `first` the number of the first step of each episode, `(episodes,)`, None for 0.
         """
         done = self.last_actions_embed(previous if previous.ndim == 2 else previous.to(seen.dtype))
-        return self.decoder(seen + done + positions(seen.shape[1], seen))
+        return self.decoder(seen + done + positions(seen.shape[1], seen, first))
 
-    def forward(self, steps: Steps, step_of: Tensor, previous: Tensor, **kwargs: Any) -> Tensor:
+    def forward(
+        self, steps: Steps, step_of: Tensor, previous: Tensor, first: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """Returns the vector of each step, `(episodes, length, size)`.
 
-        `step_of` `(episodes, length)` is what `steps` has of it, -1 for nothing.
+        `step_of` `(episodes, length)` is what `steps` has of it, -1 for nothing; `first` is that of `over_time`.
         """
         seen = self.look(steps)
         # The last row stands for nothing.
         seen = torch.cat([seen, seen.new_zeros(1, seen.shape[-1])])
-        return self.over_time(seen[step_of], previous)
+        return self.over_time(seen[step_of], previous, first)
 
 
 def register() -> None:

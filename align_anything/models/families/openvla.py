@@ -16,7 +16,7 @@ from transformers import GenerationMixin
 
 from align_anything.core.actions import ActionSpace, Statistics
 from align_anything.core.errors import ModelError
-from align_anything.core.types import Piece
+from align_anything.core.types import CodedMedia, Conversation, Piece
 from align_anything.models.body import BodyWithin
 from align_anything.models.family import FamilySpec
 from align_anything.models.own_code import IMAGE, MARKS, OwnCodeEncoder, OwnCodeSpec, Written, by_kind
@@ -129,6 +129,14 @@ class OpenVLASpec(OwnCodeSpec):
         if found is None:
             raise ModelError(f"nothing says how large the patches of '{self.config.timm_model_ids[0]}' are.")
         return partial(OpenVLAEncoder, (self.config.image_sizes[0] // int(found[1])) ** 2)
+
+    def _marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
+        if self.space is not None and self.space.states:
+            raise ModelError(
+                'OpenVLA has a prompt of fixed words, in which no state of a body is told: leave '
+                'action_cfgs.action_states out.'
+            )
+        return super()._marked(conversations)
 
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
         """Returns the arguments of `generate()` of the Accustomed class, which takes marks."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.errors import SampleError
+from align_anything.core.store import digest
 from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Skipped
 from align_anything.models.acting.pieces import FRAMES, GOAL, LOOK, OBSERVATION, SAID, SENSORS, STATE, VALUES, rows_of
 from align_anything.models.acting.spec import ActionSpec
@@ -35,6 +36,7 @@ class ActingInputs:
         targets: the actions of the units.
         companions: predictions of other policies, `(N, …)` by role.
         looks: what tells the observations apart, `(observations,)`.
+        first: the number of the first step of each episode, `(episodes,)`; None where all begin with 0.
     """
 
     steps: Steps
@@ -46,6 +48,7 @@ class ActingInputs:
     targets: Targets
     companions: dict[str, Tensor] = field(default_factory=dict)
     looks: Tensor | None = None
+    first: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class ActionCollator:
         behind: whether each row has a step behind its last action, of which nothing is seen: there stand scores of
             whole episodes, and bootstrap values.
         kinds: kinds of media that prompts hold.
+        latest: the highest number that the first step of a row may have: windows begin anywhere in an episode, and
+            which step they begin with hangs on the seed, the epoch and the row. 0 where rows are whole episodes.
+        seed: of the run.
     """
 
     spec: ActionSpec
@@ -65,6 +71,8 @@ class ActionCollator:
     behind: bool = False
     kinds: tuple[str, ...] = ('image',)
     layout: str = 'episodes'
+    latest: int = 0
+    seed: int = 0
 
     def cost(self, example: Example) -> Cost:
         """The steps of an Example, which are padded to the longest; its work is what there is to look at."""
@@ -161,7 +169,11 @@ class ActionCollator:
             targets=self._targets(rows),
             companions=_companions([row.piece for row in rows if row.piece is not None]),
             looks=torch.cat([piece.token_tensors[LOOK][piece.ids == OBSERVATION] for piece in seen]),
+            first=torch.tensor([self._first(examples[row.number]) for row in rows]) if self.latest else None,
         )
+
+    def _first(self, example: Example) -> int:
+        return int(digest('first step', self.seed, example.epoch, *example.identity)[:15], 16) % (self.latest + 1)
 
     def _previous(self, row: _Row, length: int) -> Tensor:
         """The action before each step, as the model reads it."""

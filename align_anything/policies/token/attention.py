@@ -29,8 +29,8 @@ class AttentionPlan:
 
     Attributes:
         spans: consecutive spans that cover the row; a prefix is the beginning of one of them, or all of it.
-        blocks: for families whose media tokens see each other in both directions, the number of the media item that
-            each token belongs to, zero for text, `(length,)`; otherwise None.
+        blocks: where some tokens see each other in both directions, the number of the media item, or of the codes
+            sampled at once, that each belongs to, zero for others, `(length,)`; otherwise None.
         share: of the row that this rank computes.
     """
 
@@ -87,6 +87,29 @@ def media_blocks(is_media: Tensor, starts: Sequence[int]) -> Tensor:
     return torch.cumsum(boundary, 0) * is_media
 
 
+def chunk_blocks(chunk: Tensor, starts: Sequence[int] = (0,)) -> Tensor:
+    """Numbers the placeholders of codes that are sampled at once, which `chunk` `(length,)` counts, as `media_blocks`.
+
+    Where the count does not go on by one, other codes begin.
+    """
+    goes_on = torch.zeros_like(chunk, dtype=torch.bool)
+    goes_on[1:] = (chunk[1:] == chunk[:-1] + 1) & (chunk[:-1] > 0)
+    goes_on[[start for start in starts if start < len(chunk)]] = False
+    return torch.cumsum((chunk > 0) & ~goes_on, 0) * (chunk > 0)
+
+
+def mask_with_blocks(attention_mask: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what is added to the scores of rows padded on the right, `(rows, 1, queries, keys)` in `dtype`.
+
+    Both are `(rows, length)`: which tokens there are, and which of them see each other in both directions.
+    """
+    length = blocks.shape[1]
+    together = (blocks[:, :, None] == blocks[:, None, :]) & (blocks[:, None, :] > 0)
+    visible = (together | _causal(length, length, blocks.device)) & attention_mask[:, None, :].bool()
+    hidden = torch.finfo(dtype).min
+    return torch.zeros(visible.shape, dtype=dtype, device=blocks.device).masked_fill(~visible, hidden)[:, None]
+
+
 def row_mask() -> Tensor:
     """The `attention_mask` of a row with a plan: of fewer columns than tokens, which no other call has."""
     return torch.ones((1, 1), dtype=torch.long)
@@ -137,6 +160,8 @@ def segment_attention(
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1
         mask = _causal(query.shape[2], key.shape[2], query.device) if causal else attention_mask
+        if mask is not None and mask.is_floating_point():
+            mask = mask == 0
         output = _written_out(query, key, value, mask, scaling, dropout, softcap, s_aux)
         return output.transpose(1, 2).contiguous(), None
     window = _window(module, attention_mask, kwargs)

@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 
 from align_anything.core.types import Batch, Cost, Example, Piece, Skipped
-from align_anything.models.codes import TEXT
+from align_anything.models.codes import CHUNK, TEXT
 from align_anything.models.encoding import join, truncate
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.layouts import TokenSequence, pack, pad
@@ -177,6 +177,7 @@ class TokenCollator:
                 name: whole.token_tensors.get(name, self.spec.blank(name, len(whole)))
                 for name in self.spec.token_tensor_names
             }
+            chunk = whole.token_tensors.get(CHUNK)
             sequences.append(
                 TokenSequence(
                     response=response,
@@ -189,6 +190,8 @@ class TokenCollator:
                     is_media=torch.isin(whole.ids, media_ids),
                     token_tensors=token_tensors,
                     guides=guides,
+                    read=None if chunk is None else self.spec.codes.read_as(whole.ids, chunk),
+                    chunk=chunk,
                 )
             )
             # The prompt's media are encoded once when its tokens stand in the row once.

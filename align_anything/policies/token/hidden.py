@@ -14,7 +14,9 @@ from align_anything.core.types import Batch
 from align_anything.models.adapter import bare_model
 from align_anything.models.body import BodyWithin
 from align_anything.models.router import Routers
+from align_anything.policies.token.attention import mask_with_blocks
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import BLOCKS
 from align_anything.policies.token.sequence_parallel import SEGMENTS, Share, share_layers
 
 
@@ -64,6 +66,9 @@ class HiddenStates:
         share = self.share_of(batch)
         if share.group is not None:
             given[SEGMENTS] = replace(given[SEGMENTS], share=share)
+        blocks = given.pop(BLOCKS, None)
+        if blocks is not None:
+            given['attention_mask'] = mask_with_blocks(given['attention_mask'], blocks, self.dtype)
         # A cache would switch transformers' own handling of restarting positions off.
         return {**given, 'use_cache': False}
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.policies.token.attention import AttentionPlan, media_blocks, row_mask
+from align_anything.policies.token.attention import AttentionPlan, chunk_blocks, media_blocks, row_mask
 from align_anything.policies.token.spans import Span
 
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
+BLOCKS = 'blocks'
+"""Of padded rows what an `AttentionPlan` says of others: the tokens that see each other in both directions."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class TokenSequence:
         end: number of tokens of prompt and response together; what follows is a dummy.
         guides: whether it is a response behind its unconditional prompt: nothing of it is scored, but it says what
             predicts the units of the sequence before it without that prompt.
+        read: ids as the model reads them, where placeholders stand in the place of some, `(length,)`.
+        chunk: counts these placeholders from 1 on, zero elsewhere, `(length,)`; see `models/codes.py`.
         ids: `(length,)`; `positions`: `(rows, length)`; `weights`: `(length,)`; `token_tensors`: each `(length,)`, or
             with a further dimension.
     """
@@ -43,9 +47,21 @@ class TokenSequence:
     is_media: Tensor
     token_tensors: dict[str, Tensor] = field(default_factory=dict)
     guides: bool = False
+    read: Tensor | None = None
+    chunk: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.numel()
+
+    @property
+    def shown(self) -> Tensor:
+        """The ids that the model reads, `(length,)`."""
+        return self.ids if self.read is None else self.read
+
+    @property
+    def counted(self) -> Tensor:
+        """`chunk`, zeros where there are no placeholders."""
+        return torch.zeros_like(self.ids) if self.chunk is None else self.chunk
 
 
 @dataclass
@@ -124,12 +140,14 @@ def units_of(sequence: TokenSequence, from_token: int, position: Tensor) -> tupl
     """Units of one sequence: where their predictor stands, and they themselves, their ids, response and weight.
 
     `position[t]` is where token t stands in the flattened hidden states. A token is predicted by the one before it in
-    its own sequence, so the first token of a sequence has no score.
+    its own sequence, so the first token of a sequence has no score; what is sampled at once is predicted where its own
+    placeholder stands.
     """
     scored = torch.nonzero(sequence.weights, as_tuple=True)[0]
     scored = scored[scored >= max(from_token, 1)]
     owner = torch.full_like(scored, sequence.response)
-    return position[scored - 1], position[scored], sequence.ids[scored], owner, sequence.weights[scored]
+    before = torch.where(sequence.counted[scored] > 0, scored, scored - 1)
+    return position[before], position[scored], sequence.ids[scored], owner, sequence.weights[scored]
 
 
 def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
@@ -144,10 +162,12 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     }
     units, scored = _Units(), _Scored()
     distinct = torch.zeros((rows, length), dtype=torch.bool)
+    blocks = torch.zeros((rows, length), dtype=torch.long)
     for row, sequence in enumerate(sequences):
         own = slice(0, len(sequence))
-        input_ids[row, own] = sequence.ids
+        input_ids[row, own] = sequence.shown
         attention_mask[row, own] = 1
+        blocks[row, own] = chunk_blocks(sequence.counted)
         positions[:, row, own] = sequence.positions
         for name, tensor in sequence.token_tensors.items():
             token_tensors[name][row, own] = tensor
@@ -159,6 +179,7 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
         'attention_mask': attention_mask,
         'position_ids': _squeeze(positions),
         **token_tensors,
+        **({BLOCKS: blocks} if bool(blocks.any()) else {}),
     }
     # The last sequence of a response ends it.
     ends = {
@@ -230,7 +251,7 @@ def pack(
         put(_filler(sequences[0], filler, pad_token_id), slice(0, filler))
 
     inputs: dict[str, object] = {
-        'input_ids': torch.cat([sequence.ids[selected] for sequence, selected in columns])[None],
+        'input_ids': torch.cat([sequence.shown[selected] for sequence, selected in columns])[None],
         'position_ids': _squeeze(
             torch.cat([sequence.positions[:, selected] for sequence, selected in columns], dim=1)[:, None]
         ),
@@ -238,12 +259,13 @@ def pack(
     for name in sequences[0].token_tensors:
         inputs[name] = torch.cat([sequence.token_tensors[name][selected] for sequence, selected in columns])[None]
     if segmented:
-        blocks = None
+        starts = [span.start for span in spans]
+        blocks = chunk_blocks(torch.cat([sequence.counted[selected] for sequence, selected in columns]), starts)
         if bidirectional:
             is_media = torch.cat([sequence.is_media[selected] for sequence, selected in columns])
-            # Without media it is plain causal attention, which faster kernels compute.
-            blocks = media_blocks(is_media, [span.start for span in spans]) if bool(is_media.any()) else None
-        inputs['segments'] = AttentionPlan(tuple(spans), blocks)
+            blocks = torch.where(is_media, media_blocks(is_media, starts) + blocks.max(), blocks)
+        # Without any it is plain causal attention, which faster kernels compute.
+        inputs['segments'] = AttentionPlan(tuple(spans), blocks if bool(blocks.any()) else None)
         # Without one, transformers would build the dense block mask that the plan makes needless.
         inputs['attention_mask'] = row_mask()
     else:

@@ -16,7 +16,8 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Piece
 from align_anything.models.adapter import bare_model
 from align_anything.models.architecture import plain_attention
-from align_anything.models.encoding import join
+from align_anything.models.codes import CHUNK
+from align_anything.models.encoding import join, truncate
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention, text_attention
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
@@ -37,6 +38,8 @@ UNMEASURED = {**FLOOR, torch.bfloat16: 0.15, torch.float16: 0.05}
 """The same where the class knows one attention only, so that nothing can be measured."""
 NO_ROUNDING = {torch.float64: 1e-5, torch.float32: 5e-4, torch.bfloat16: 0.5, torch.float16: 0.25}
 """What rounding does not do to half of the tokens of any model that trains."""
+LEAST_MOVED = 20
+"""What part of the floor scores have to differ by at least where attention is another one; calls round alike."""
 MARGIN = 4
 """The allowance as a multiple of the difference that was measured, which is the largest of a few tokens only."""
 
@@ -269,20 +272,31 @@ def probe_examples(
 ) -> list[Example]:
     """Two small Examples of ordinary tokens and one medium of each kind, the same on every rank.
 
-    The second example has two responses, so that prefix sharing has something to share.
+    The second example has two responses, so that prefix sharing has something to share. Where codes are sampled at
+    once, responses are two turns of such, and what is shown between them.
     """
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor(list(vocabulary))
+    tokens, codes = torch.tensor(list(vocabulary)), collator.spec.codes
+    own = None if codes is None else codes.parallel
 
     def text(length: int, weight: float) -> Piece:
         picks = torch.randint(len(tokens), (length,), generator=generator)
         return Piece(tokens[picks], torch.full((length,), weight))
 
+    def said(length: int) -> Piece:
+        return text(length, 1.0) if own is None else join([at_once(), text(length, 0.0), at_once()])
+
+    def at_once() -> Piece:
+        chunk = torch.arange(1, own.length(own.size) + 1)
+        sizes = torch.tensor(own.books)[(chunk - 1) % len(own.books)]
+        picks = (torch.rand(len(chunk), generator=generator) * sizes).long()
+        return Piece(codes.read_as(chunk, chunk) + picks, torch.ones(len(chunk)), token_tensors={CHUNK: chunk})
+
     def prompt(length: int) -> Piece:
         pieces = [text(length, 0.0), *(collator.spec.dummy(kind) for kind in kinds), text(3, 0.0)]
         return join(pieces, collator.spec.merge_media)
 
-    return [Example(prompt(6), [text(9, 1.0)]), Example(prompt(4), [text(5, 1.0), text(7, 1.0)])]
+    return [Example(prompt(6), [said(9)]), Example(prompt(4), [said(5), said(7)])]
 
 
 def _last_token_changed(example: Example, vocabulary: Sequence[int]) -> Example:
@@ -306,6 +320,20 @@ def _neighbour_changed(example: Example, vocabulary: Sequence[int]) -> Example:
     )
 
 
+def _first_turn(example: Example, length: int) -> Example:
+    return replace(example, responses=[truncate(response, length) for response in example.responses])
+
+
+def _each_apart(example: Example, books: int) -> Example:
+    """The same placeholders, of which each sees none behind it: their count, but for the book, does not go on."""
+
+    def change(piece: Piece) -> Piece:
+        chunk = piece.token_tensors[CHUNK]
+        return replace(piece, token_tensors={**piece.token_tensors, CHUNK: chunk + 2 * books * (chunk % 2)})
+
+    return replace(example, responses=[change(response) for response in example.responses])
+
+
 def check_layout(
     score: Callable[[Batch], Tensor],
     collator: TokenCollator,
@@ -315,6 +343,8 @@ def check_layout(
     allowed: float | None = None,
 ) -> None:
     """Raises `LayoutMismatch` when a score depends on a neighbour, on a later token, or on the layout.
+
+    What is sampled at once has to depend on all of its placeholders, those behind it too.
 
     Every rank makes the same forward passes, so it is safe under partitioned parameters. `score` maps a Batch to
     `(N,)`; `vocabulary` are ordinary token ids to build the probe from; `allowed` is the `measured_allowance`.
@@ -328,7 +358,7 @@ def check_layout(
             return score(other(chosen)).float()
 
     together = scores(examples)
-    first = len(examples[0].responses[0])
+    first = examples[0].responses[0].units
 
     def compare(name: str, expected: Tensor, found: Tensor, allowed: float) -> None:
         error = float((expected - found).abs().max())
@@ -343,7 +373,7 @@ def check_layout(
 
     leaking = scores([_last_token_changed(example, vocabulary) for example in examples])
     keep = torch.ones(len(together), dtype=torch.bool, device=together.device)
-    ends = torch.cumsum(torch.tensor([len(response) for example in examples for response in example.responses]), 0) - 1
+    ends = torch.cumsum(torch.tensor([response.units for example in examples for response in example.responses]), 0) - 1
     keep[ends] = False
     compare('a later token changes an earlier score', together[keep], leaking[keep], tolerance / 10)
 
@@ -356,6 +386,22 @@ def check_layout(
         ]
     )
     compare(f'the {collator.layout} layout differs from one sequence at a time', alone, together, tolerance)
+
+    own = None if collator.spec.codes is None else collator.spec.codes.parallel
+    if own is None:
+        return
+    length = own.length(own.size)
+    begun = scores([_first_turn(example, length) for example in examples])
+    units = [response.units for example in examples for response in example.responses]
+    of_first = torch.cat([values[:length] for values in together.split(units)])
+    compare('a later turn changes the scores of what was sampled at once', of_first, begun, tolerance)
+    apart = scores([_each_apart(example, len(own.books)) for example in examples])
+    moved = float((apart - together).abs().max())
+    if length > 1 and not moved > FLOOR[dtype] / LEAST_MOVED:
+        raise LayoutMismatch(
+            f'tokens that are sampled at once do not see those behind them in the {collator.layout} layout, as if the '
+            f'mask were causal: scores are the same without them (they differ by {moved:.2g} in {dtype})'
+        )
 
 
 def random_reading(hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from align_anything.core.errors import DataError, SettingsError, TrainingError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Skipped
 from align_anything.datasets.loader import Loader
+from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.averaged import AveragedWeights, warmed_up
 from align_anything.engines.base import Engine
@@ -304,6 +305,12 @@ class LoaderStep:
 
     batches: list[Batch]
     waited: float
+
+
+def examples_of(loaded: LoaderStep) -> list[Example]:
+    """The prompts of a step of the loader of an online run."""
+    prompts: list[Prompts] = loaded.batches
+    return [example for batch in prompts for example in batch.examples]
 
 
 class LoaderSteps:

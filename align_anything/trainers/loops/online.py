@@ -35,6 +35,7 @@ from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
 from align_anything.reporting.online_report import (
     RESPONSES,
+    UNSAID,
     critic_metrics,
     means,
     numbers_of,
@@ -43,7 +44,7 @@ from align_anything.reporting.online_report import (
     sums_of,
     uninformative,
 )
-from align_anything.reporting.unread import FailedEpisodes, UnreadResponses
+from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward, check_scores
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import (
@@ -56,8 +57,9 @@ from align_anything.rollouts.experience import (
     responses_of,
     spread,
 )
-from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
+from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, examples_of, listed
 from align_anything.trainers.loops.crediting import at_limits, credited, longest_turn, usable
+from align_anything.trainers.loops.failing import Failing
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
@@ -78,8 +80,7 @@ class OnlineLoop(Loop):
         pending: those of the next rollout, where they are generated ahead.
         rewards: what rewards them.
         unread: lists the responses that a model among the rewards cannot read.
-        failures: lists the episodes whose environment failed.
-        failed: says which of what `rollouts` generated last did, on all ranks, which call it.
+        failing: lists and counts the episodes whose environment failed.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
@@ -95,8 +96,7 @@ class OnlineLoop(Loop):
     pending: Pending
     rewards: Sequence[Reward]
     unread: UnreadResponses
-    failures: FailedEpisodes
-    failed: Callable[[], Sequence[Skipped]]
+    failing: Failing
     completions: Completions | None
     ptx: Loader | None
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -108,10 +108,17 @@ class OnlineLoop(Loop):
     _policy_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.failing.begin(self.progress.state)
         if self.ptx is not None:
             rows = self.ptx.endless(self.progress.step)
             # The workers are forked with the first rows: now, and not while a thread generates.
             self._rows = chain([next(rows)], rows)
+
+    def run(self) -> bool:
+        """As every loop. Raises WorldError where all episodes that were counted last failed."""
+        whole = super().run()
+        self.failing.conclude()
+        return whole
 
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
@@ -143,7 +150,7 @@ class OnlineLoop(Loop):
         """As every loop, and closes what generates ahead and what shows completions."""
         self.pending.close()
         self.unread.close()
-        self.failures.close()
+        self.failing.close()
         if self.completions is not None:
             self.completions.close()
         if self.ptx is not None:
@@ -171,7 +178,7 @@ class OnlineLoop(Loop):
         }
         self.writer.log(self.progress.step, {**found, **of_each, **said_of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
-        self._evaluated_as(found, [*(name for name in names if name != RESPONSES), *self.task_names])
+        self._evaluated_as(found, [*(name for name in names if name not in (RESPONSES, UNSAID)), *self.task_names])
 
     def _evaluated(self, source: str, loader: Any) -> tuple[list[str], Tensor]:
         """What is told of the responses to held-out prompts of one source: the names, and `sums_of` over all ranks."""
@@ -258,9 +265,8 @@ class OnlineLoop(Loop):
 
     def _completed(self, examples: list[Example], generated: Sequence[Sequence[Response]]) -> list[Example]:
         """The Examples with what was generated for them, episodes that failed left out and listed."""
-        completed, failed = complete(examples, generated), self.failed()
-        self._failed += len(failed)
-        self.failures.add(self.progress.step, self.cfgs.environment_cfgs.environment or '', failed)
+        completed = complete(examples, generated)
+        self._failed += self.failing.count(self.progress.step)
         # Of a prompt whose episodes failed nothing is left to learn from.
         return [example for example in completed if example.responses]
 
@@ -492,9 +498,3 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-
-def examples_of(loaded: LoaderStep) -> list[Example]:
-    """The prompts of a step of the loader."""
-    prompts: list[Prompts] = loaded.batches  # what the loader of an online run collates
-    return [example for batch in prompts for example in batch.examples]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.algorithms.generate import Generate
 from align_anything.algorithms.online import Online
 from align_anything.configs.environment import ADDRESS, EnvironmentCfgs
 from align_anything.configs.online import OnlineRunCfgs
+from align_anything.configs.redaction import without_secrets
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import ACTION
@@ -17,6 +18,8 @@ from align_anything.environments.hosts import Here, Host
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
 from align_anything.environments.remote import Remote
+from align_anything.environments.steps import checked_tools
+from align_anything.environments.wire import actions_in
 from align_anything.environments.workers import SECONDS, Workers
 from align_anything.models.acting.known import ACTS
 from align_anything.models.acting.spec import ActionSpec, ActionTurns
@@ -49,7 +52,7 @@ def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online | Generate) -> lis
     if settings.credit == 'turn':
         found += [*algorithm.problems_of_turns(), *_problems_of_scale(cfgs, algorithm)]
     try:
-        _tools(cfgs)
+        _told(settings)
     except WorldError as error:
         found.append(f'environment_cfgs.environment: {error}')
     except SettingsError as error:
@@ -82,41 +85,25 @@ def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec | ActionSpec) -> None:
     Raises SettingsError where nothing that the policy does can be done there.
     """
     if cfgs.environment_cfgs.environment is not None:
-        turns_of(spec).check(_tools(cfgs))
+        turns_of(spec).check(_told(cfgs.environment_cfgs)[0])
         require_same_actions(cfgs.environment_cfgs, spec)
 
 
 def require_same_actions(settings: EnvironmentCfgs, spec: FamilySpec | ActionSpec) -> None:
     """Raises SettingsError where nothing that a policy does can be done in the environment, as far as it says what can.
 
-    Actions of the policy that the environment does not name are only told: it may teach the policy to leave them.
+    Actions of the policy that the environment does not name are only told: it may teach the policy to leave them. Those
+    of environments that rows name are compared when their first episode begins.
     """
-    if settings.environment is None or settings.environment.startswith(ADDRESS) or ACTION not in spec.emits:
+    if settings.environment is None or ACTION not in spec.emits or spec.space is None:
         return
-    world = make_environment(settings.environment, checked_kwargs(settings.environment, settings.environment_kwargs))
-    there, here = world.actions, spec.space
-    world.close()
-    if there is None or here is None:
+    name, (_, there) = without_secrets(settings.environment), _told(settings)
+    if there is None:
         return
-    name = settings.environment
-    if here.dimensions and there.dimensions and len(here.dimensions) != len(there.dimensions):
-        raise SettingsError(
-            [
-                f'environment_cfgs.environment: an action in {name} has {len(there.dimensions)} numbers '
-                f'({", ".join(there.dimensions)}), and one of the policy {len(here.dimensions)} '
-                f'({", ".join(here.dimensions)}).'
-            ]
-        )
-    known = {action.lower() for action in there.names}
-    beyond = [action for action in here.names if known and action.lower() not in known]
-    if here.names and len(beyond) == len(here.names):
-        raise SettingsError(
-            [
-                f'environment_cfgs.environment: {name} knows none of the actions of the policy '
-                f'({", ".join(here.names)}), only {", ".join(there.names)}.'
-            ]
-        )
-    if beyond:
+    problem = spec.space.unfit(there)
+    if problem:
+        raise SettingsError([f'environment_cfgs.environment: the policy cannot act in {name}: {problem}.'])
+    if beyond := spec.space.beyond(there):
         logger.warning('%s knows no %s, which the policy may do', name, ', '.join(beyond))
 
 
@@ -134,7 +121,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutE
     return Episodes(
         rollouts,
         spec,
-        Pool(settings.environment, _kwargs(cfgs), limits, settings.environment_retries, _host(settings)),
+        Pool(settings.environment, _kwargs(settings), limits, settings.environment_retries, _host(settings)),
         max_turns=settings.max_turns,
         max_tokens=longest_episode(cfgs),
         on_failure=settings.on_failure,
@@ -156,21 +143,23 @@ def _host(settings: EnvironmentCfgs) -> Host:
     return Here()
 
 
-def _kwargs(cfgs: OnlineRunCfgs) -> dict[str, Any]:
-    settings = cfgs.environment_cfgs
+def _kwargs(settings: EnvironmentCfgs) -> dict[str, Any]:
     if settings.environment.startswith(ADDRESS):
         return {}
     return checked_kwargs(settings.environment, settings.environment_kwargs)
 
 
-def _tools(cfgs: OnlineRunCfgs) -> Sequence[Mapping[str, Any]]:
-    """The tools of the environment, which is made once and closed; those of a served one as its server tells."""
-    if cfgs.environment_cfgs.environment.startswith(ADDRESS):
-        remote = Remote(cfgs.environment_cfgs.environment)
-        tools = remote.told.tools
+def _told(settings: EnvironmentCfgs) -> tuple[list[dict[str, Any]], ActionSpace | None]:
+    """The tools of the environment, and what can be done in it.
+
+    It is made once and closed; of a served one, as its server tells. Raises WorldError for tools that are none.
+    """
+    if settings.environment.startswith(ADDRESS):
+        remote = Remote(settings.environment)
+        told = remote.told
         remote.close()
-        return tools
-    environment = make_environment(cfgs.environment_cfgs.environment, _kwargs(cfgs))
-    tools = environment.tools
+        return checked_tools(told.tools), actions_in(told.actions)
+    environment = make_environment(settings.environment, _kwargs(settings))
+    tools, actions = environment.tools, environment.actions
     environment.close()
-    return tools
+    return checked_tools(tools), actions

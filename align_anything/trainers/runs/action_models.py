@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'attn_implementation', 'chat_template')),
     *(f'model_cfgs.{key}' for key in ('processor_kwargs', 'feature_cache_dir', 'max_new_tokens', 'top_p', 'top_k')),
     *(f'model_cfgs.{key}' for key in ('repetition_penalty', 'stop', 'emit_*', 'trust_remote_code')),
-    'lora_cfgs.task_type',
+    *('action_cfgs.action_states', 'lora_cfgs.task_type'),
     'bnb_cfgs.use_bnb',
     'vllm_cfgs.use_vllm',
 )
@@ -60,14 +61,21 @@ OF_TOKENS = (
 
 
 def make_collator(cfgs: RunCfgs, spec: ActionSpec, pair: Pair, algorithm: Algorithm) -> ActionCollator:
-    """The collator of the run's policy; where policies are compared by ratios, densities are means over numbers."""
+    """The collator of the run's policy; where policies are compared by ratios, densities are means over numbers.
+
+    A window may have been any of an episode that is as long as the model reads, as SPOC trains it.
+    """
     head = make_head(spec.config.head, mean=algorithm.has_ratios)
-    return ActionCollator(spec, head, behind=algorithm.scores != 'tokens')
+    data = cfgs.data_cfgs
+    window = data.sliding_window or (1 if data.windows == 'all' else None)
+    window = window if algorithm.task == 'supervised' else None
+    latest = 0 if window is None else max(0, spec.config.max_steps - window)
+    return ActionCollator(spec, head, behind=algorithm.scores != 'tokens', latest=latest, seed=cfgs.train_cfgs.seed)
 
 
 def evaluating(cfgs: RunCfgs, collate: ActionCollator) -> ActionCollator:
-    """The collator of evaluation data: the same."""
-    return collate
+    """The collator of evaluation data: the same, but all windows begin with the first step."""
+    return replace(collate, latest=0)
 
 
 def make_policy(scores: str, model: nn.Module, collate: ActionCollator, dtype: torch.dtype) -> Policy:

@@ -2,59 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.actions import ActionSpace
+from align_anything.core.actions import TURNED, ActionSpace
+from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Media, Skipped
+from align_anything.core.types import Conversation, Media, Skipped
+from align_anything.datasets.action_datasets import (
+    datasets_of,
+    is_normalised,
+    lacking,
+    usual_dataset,
+    with_dataset,
+    with_published,
+    with_statistics,
+)
 from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.source_loading import source_names
+from align_anything.datasets.spoken_actions import STATE
 from align_anything.models.acting.known import ACTS
+from align_anything.models.acting.published import problems_of_version
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
+from align_anything.policies.token.plan import require_parallel
 
 logger = get_logger(__name__)
 
-ALL = 'all'
-"""What the statistics of several datasets together are called."""
 PROBED = 8
 """Rows of a source that are looked at for pictures."""
-TURNED = ('rotate', 'flip', 'size')
-"""Options of decoding that change where things are in a picture."""
 FIXED = ('names', 'dimensions', 'bins', 'binning', 'normalization', 'tokens')
 """What a checkpoint with an action space has said for good."""
 
 
-def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleDataset | None = None) -> None:
+def acting(
+    cfgs: RunCfgs,
+    spec: FamilySpec,
+    algorithm: Algorithm,
+    rows: ExampleDataset | None = None,
+    kept: ActionSpace | None = None,
+) -> None:
     """Lets `spec` act as the run does: in the space of its checkpoint, or in one that settings and `rows` tell.
 
-    Every rank calls it. `rows` are formatted and not decoded; without them nothing is learned.
+    Every rank calls it. `rows` are formatted and not decoded; without them nothing is learned. A run that goes on acts
+    in the space that it has `kept`, and its data are asked for nothing that this has.
 
     Raises SettingsError for settings that the checkpoint or the data contradict, ModelError where tokens of the
     vocabulary cannot stand for actions, and DataError for rows whose actions have nothing in common.
     """
     asked, source = cfgs.action_cfgs, cfgs.model_cfgs.model_name_or_path
-    space = spec.space or _new_space(asked, source)
+    if asked.model_version is not None:
+        _require_version(spec, asked.model_version, source)
+    known = kept or spec.space
+    space = known or _new_space(asked, source)
     _check_asked(asked, spec.space, source)
-    is_named = bool(space.names or space.dimensions)
+    space = _with_states(space, asked, source)
+    space = space if kept is not None else with_published(space, asked)
+    is_named, teaches = bool(space.names or space.dimensions), algorithm.task == 'supervised'
     # What a policy is rewarded for has no actions, and where nothing is wanted of the data nobody goes through them.
-    wanted = rows is not None and algorithm.task != 'prompt' and not (space.names or _has_statistics(space, asked))
-    seen, name = seen_of(rows) if wanted else (None, ALL)
+    learns = rows is not None and algorithm.task != 'prompt'
+    names = datasets_of(rows.sources, space, asked, teaches) if learns else []
+    seen = seen_in(rows, names) if learns and (not is_named or (teaches and lacking(space, names))) else None
     if not is_named:
         space = _named_by(seen, space, source)
-    space = _with_statistics(space, asked, seen, algorithm, name)
-    space = replace(space, pictures=_pictures(space, spec.space is not None, rows, source))
+    needed = is_normalised(space) or space.states
+    wanted = names or ([asked.action_dataset or usual_dataset(space)] if needed else [])
+    space = with_statistics(space, asked, seen, wanted, teaches)
+    space = with_dataset(space, asked, names, not learns or bool(cfgs.train_cfgs.eval_tasks))
+    space = replace(space, pictures=_pictures(space, known is not None, rows, source))
     chunk = asked.action_chunk or space.chunk
-    executed = asked.action_executed or (space.executed if spec.space is not None else chunk)
+    executed = asked.action_executed or (space.executed if known is not None else chunk)
     space = replace(space, chunk=chunk, executed=min(executed, chunk) if asked.action_executed is None else executed)
+    space = replace(space, decoding=asked.action_decoding or space.decoding)
     if space.tokens == 'tail' and not space.first_ids:
         space = at_the_tail(space, spec.tokenizer)
     problems = space.problems()
@@ -64,17 +89,18 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
         spec.act_in(space)
     else:
         act_in(spec, space)
+        require_parallel(cfgs, spec, judges=algorithm.scores == 'responses')
     logger.info('actions: %s', told(space))
+    _tell_unread_states(spec, rows)
 
 
-def seen_of(rows: ExampleDataset) -> tuple[Seen, str]:
-    """Returns what all rows do, and what the data are called. Every rank calls it.
-
-    Several datasets count as one, since their actions do not say which they are from.
-    """
-    names = source_names(rows.sources)
-    name = names[0] if len(names) == 1 else ALL
-    return seen_in(rows, name), name
+def _require_version(spec: FamilySpec, version: str, source: Any) -> None:
+    problems = problems_of_version(spec.config, version)
+    if problems:
+        raise ModelError(
+            f'action_cfgs.model_version: {source} is no {version}: {"; ".join(problems)}. The checkpoint says how '
+            'large it is: name another one, or leave model_version out (null).'
+        )
 
 
 def told(space: ActionSpace) -> str:
@@ -89,7 +115,8 @@ def told(space: ActionSpace) -> str:
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
     cut = f', {space.bins} {space.binning} bins' if space.first_ids else ''
     bins = f'{cut}, {space.normalization}' if space.dimensions else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn, {space.executed} of them done'
+    at_once = ' said at once' if space.decoding == 'parallel' else ''
+    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
 
 
 def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any] | None:
@@ -131,9 +158,45 @@ def _turned_in(rows: ExampleDataset) -> list[dict[str, Any]]:
     return found
 
 
-def _has_statistics(space: ActionSpace, asked: ActionCfgs) -> bool:
-    known = space.statistics and (asked.action_dataset is None or asked.action_dataset in space.statistics)
-    return bool(space.dimensions and (known or space.normalization == 'identity'))
+def _with_states(space: ActionSpace, asked: ActionCfgs, source: Any) -> ActionSpace:
+    """The space with the states that are asked for, of which it may have those already."""
+    states = tuple(asked.action_states or ())
+    if states and space.states not in ((), states):
+        has = ', '.join(space.states)
+        raise SettingsError([f'action_cfgs.action_states: the action space of {source} has {has}; leave it out.'])
+    return replace(space, states=states or space.states)
+
+
+def _tell_unread_states(spec: FamilySpec, rows: ExampleDataset | None) -> None:
+    """Warns of states in the data that the policy does not read."""
+    told = [] if rows is None else _told_first(rows)
+    unread = [name for name in told if not (spec.reads_state(name) if spec.unit in ACTS else name in spec.space.states)]
+    if unread and is_main():
+        logger.warning(
+            'the data tell of %s of the body, which this policy does not read. A model that writes actions as tokens '
+            'reads those that supervised training names: action_cfgs.action_states.',
+            ', '.join(unread),
+        )
+
+
+def _told_first(rows: ExampleDataset) -> list[str]:
+    """The names of the states in the first rows of each source."""
+    found: dict[str, None] = {}
+    for conversations in _first_rows(rows):
+        found |= {name: None for turns in conversations for turn in turns for name in turn.get(STATE, ())}
+    return list(found)
+
+
+def _first_rows(rows: ExampleDataset) -> Iterator[list[Conversation]]:
+    """The conversations of the first rows of each source that make some."""
+    begin = 0
+    for size in rows.sizes:
+        for number in range(begin, min(begin + size, begin + PROBED)):
+            made = rows.formatted(number)
+            if not isinstance(made, Skipped):
+                yield made
+                break
+        begin += size
 
 
 def _new_space(asked: ActionCfgs, source: Any) -> ActionSpace:
@@ -181,50 +244,13 @@ def _named_by(seen: Seen | None, space: ActionSpace, source: Any) -> ActionSpace
     cameras = seen.one('cameras')
     if seen.names:
         return replace(space, names=seen.one('action_names') or tuple(sorted(seen.names)), cameras=cameras)
-    (size,) = {len(running.least) for running in seen.values.values()}
+    sizes = {name: len(running.least) for name, running in seen.values.items()}
+    (first, size), *_ = sizes.items()
+    other = next((name for name, own in sizes.items() if own != size), None)
+    if other is not None:
+        raise DataError(
+            f'the actions of {first} have {size} numbers, and those of {other} {sizes[other]}: a policy has actions of '
+            'one kind.'
+        )
     dimensions = seen.one('dimensions') or tuple(f'x{number}' for number in range(size))
     return replace(space, dimensions=dimensions, cameras=cameras)
-
-
-def _with_statistics(
-    space: ActionSpace, asked: ActionCfgs, seen: Seen | None, algorithm: Algorithm, own: str
-) -> ActionSpace:
-    """The space with statistics of the data, where it has none, or lacks those that are asked for.
-
-    Those that it has stay as they are, whatever it is trained on: the same number is the same token then. `own` is what
-    the data are called.
-    """
-    wanted = asked.action_dataset
-    if not (wanted or space.names or space.dataset) and len(space.statistics) > 1:
-        raise SettingsError(
-            [
-                'action_cfgs.action_dataset: the action space has statistics of several datasets, and nothing says '
-                f'which un-normalise the actions: name one of {", ".join(sorted(space.statistics))}.'
-            ]
-        )
-    if space.names or _has_statistics(space, asked):
-        return space if wanted is None else replace(space, dataset=wanted)
-    if seen is None or not seen.values or algorithm.task != 'supervised':
-        raise SettingsError(
-            [
-                f'action_cfgs.action_dataset: there are no statistics of {wanted or "any dataset"} in the action space '
-                f'({", ".join(sorted(space.statistics)) or "none"}), and these data tell none: train on recorded '
-                'actions first.'
-            ]
-        )
-    kept = asked.action_as_they_are or ()
-    stray = sorted({*kept} - {*space.dimensions})
-    if stray:
-        raise SettingsError(
-            [f"action_cfgs.action_as_they_are: no dimension is '{stray[0]}', but {', '.join(space.dimensions)}."]
-        )
-    (running,) = seen.values.values()
-    summary = running.summary()
-    if len(summary.mean) != len(space.dimensions):
-        raise DataError(
-            f'the action space has {len(space.dimensions)} dimensions ({", ".join(space.dimensions)}), but the actions '
-            f'of the training data have {len(summary.mean)}.'
-        )
-    logger.info('actions of %s: %s', own, seen.written())
-    made = summary.statistics(space.normalization, [name not in kept for name in space.dimensions])
-    return replace(space, statistics={**space.statistics, wanted or own: made}, dataset=wanted or own)

@@ -37,6 +37,7 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import device_of_rank, join_process_group
 from align_anything.metrics.base import Metric
+from align_anything.models.action_space import read_action_space
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.reporting.callbacks import Callback, Watchers
@@ -126,7 +127,8 @@ def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     progress = Progress()
     if resume_from is not None:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
-    sources, spec = open_run(cfgs, pair, algorithm)
+    kept = None if resume_from is None else read_action_space(resume_from.path, cfgs.model_cfgs.model_name_or_path)
+    sources, spec = open_run(cfgs, pair, algorithm, kept)
     check_model(resolved, spec)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)

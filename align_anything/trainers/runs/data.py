@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -13,11 +13,14 @@ import torch
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
+from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import DataCfgs, RunCfgs
+from align_anything.core.actions import ActionSpace
 from align_anything.core.buckets import histogram
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import ACTION, NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.datasets.action_datasets import by_dataset, datasets_of
 from align_anything.datasets.buckets import BucketSampler
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
@@ -74,29 +77,37 @@ class Sources:
     evaluation: list[Source]
 
 
-def open_sources(cfgs: RunCfgs, writes: Set[MediaKind] = frozenset()) -> Sources:
+def open_sources(cfgs: RunCfgs, writes: Set[MediaKind] = frozenset(), acts: bool = False) -> Sources:
     """Opens every dataset of the run, whose answers hold media of the kinds in `writes`.
+
+    Where responses are episodes (`acts`) their environment is given all columns of a row.
 
     Raises DataError for sources or templates that cannot be used.
     """
     data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
     training = load_sources_of(data, 'train', cache_dir, streaming=data.streaming, writes=writes)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
-    return Sources(training, load_sources_of(data, 'eval', cache_dir, False, writes) if evaluate else [])
+    held_out = load_sources_of(data, 'eval', cache_dir, False, writes) if evaluate else []
+    return Sources(*([replace(source, keeps_columns=acts) for source in own] for own in (training, held_out)))
 
 
-def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
-    """Opens the data of the run and reads the rules of its checkpoint; no weights.
+def open_run(
+    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, space: ActionSpace | None = None
+) -> tuple[Sources, FamilySpec]:
+    """Opens the data of the run and reads the rules of its checkpoint; no weights. A run goes on in its own `space`.
 
     Raises SettingsError, DataError or ModelError when they cannot be used, or do not suit the pair or the algorithm.
     """
-    sources = open_sources(cfgs, pair.writes)
+    acts = algorithm.generates and cfgs.environment_cfgs.environment is not None
+    sources = open_sources(cfgs, pair.writes, acts)
     probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
     if ACTION in pair.writes:
-        acting(cfgs, spec, algorithm, unread_dataset(sources.training, pair, algorithm, cfgs.data_cfgs.train_on))
+        rows = unread_dataset(sources.training, pair, algorithm, cfgs.data_cfgs.train_on)
+        acting(cfgs, spec, algorithm, rows, space)
+        sources = _with_statistics(sources, spec.space, cfgs.action_cfgs, algorithm)
     spec.codes = codes_of_run(cfgs, pair, algorithm, spec)
     require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
@@ -105,6 +116,15 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     if algorithm.scores == 'responses':
         require_judging(pair, spec, cfgs.model_cfgs.model_name_or_path)
     return sources, spec
+
+
+def _with_statistics(sources: Sources, space: ActionSpace, asked: ActionCfgs, algorithm: Algorithm) -> Sources:
+    """The sources with the datasets whose statistics hold for them in a space that has those of all it learns from."""
+    if algorithm.task == 'prompt':
+        return sources
+    names = datasets_of(sources.training, space, asked, algorithm.task == 'supervised')
+    held_out = datasets_of(sources.evaluation, space, asked, False)
+    return Sources(by_dataset(sources.training, names, space), by_dataset(sources.evaluation, held_out, space))
 
 
 def load_sources_of(

@@ -12,6 +12,7 @@ from typing import Any
 
 from align_anything.algorithms.generate import Generate
 from align_anything.configs.generation import GenerationRunCfgs
+from align_anything.configs.online import COST
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
 from align_anything.core.distributed import all_gather_object, broadcast_object, is_main, rank, world_size
@@ -25,6 +26,7 @@ from align_anything.datasets.prompts import Prompts, as_prompts
 from align_anything.datasets.sampler import ChunkSampler
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.process_group import join_process_group
+from align_anything.environments.steps import SUCCESS
 from align_anything.losses.shaping import weighted_sum
 from align_anything.metrics.samples import FILE
 from align_anything.reporting.appended import AppendedFiles
@@ -51,7 +53,7 @@ from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 logger = get_logger(__name__)
 
 PAIRS_FILE, STATE_FILE, SUMMARY_FILE = 'pairs.jsonl', 'progress.json', 'summary.json'
-MEDIA = 'media'
+MEDIA, COUNTS, FAILED = 'media', 'failures', 'failed_episodes'
 MAY_DIFFER = {
     *('train_cfgs.resume', 'train_cfgs.per_device_eval_batch_size', 'train_cfgs.ds_cfgs', 'data_cfgs.num_workers'),
     *('data_cfgs.media_cache_mb', 'data_cfgs.max_skipped_ratio', 'model_cfgs.media_code_dir'),
@@ -60,6 +62,10 @@ MAY_DIFFER = {
     'vllm_cfgs.vllm_gpu_memory_utilization',
 }
 """Settings that say where something lies or how fast it goes, and not what is generated."""
+
+
+NUMBERS = ('prompts', 'responses', 'finished', 'units', 'pairs', 'ties')
+"""What is counted and told."""
 
 
 @dataclass
@@ -72,12 +78,14 @@ class Totals:
     units: int = 0
     pairs: int = 0
     ties: int = 0
+    unsaid: int = 0
+    failed_episodes: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Totals) -> None:
         """Adds those of another."""
-        for name in ('prompts', 'responses', 'finished', 'units', 'pairs', 'ties'):
+        for name in (*NUMBERS, 'unsaid', FAILED):
             vars(self)[name] += vars(other)[name]
         for name, value in other.sums.items():
             self.told(name, value, other.counts[name])
@@ -89,9 +97,11 @@ class Totals:
 
     def summary(self) -> dict[str, Any]:
         """The counts, and the means of the scores."""
-        means = {name: self.sums[name] / self.counts[name] for name in sorted(self.sums)}
-        named = ('prompts', 'responses', 'finished', 'units', 'pairs', 'ties')
-        return {**{name: vars(self)[name] for name in named}, 'means': means}
+        # Where others were told of, episodes of whose success nobody told had none, and without costs cost nothing.
+        more = {SUCCESS: self.unsaid, COST: max(0, self.counts.get('turns', 0) - self.counts.get(COST, 0))}
+        means = {name: self.sums[name] / (self.counts[name] + more.get(name, 0)) for name in sorted(self.sums)}
+        failed = {FAILED: self.failed_episodes} if self.failed_episodes else {}
+        return {**{name: vars(self)[name] for name in NUMBERS}, **failed, 'means': means}
 
 
 @dataclass
@@ -102,6 +112,7 @@ class Chunk:
     pairs: list[Record] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     unread: list[Skipped] = field(default_factory=list)
+    failed: list[Skipped] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
 
 
@@ -119,7 +130,7 @@ def generate(
     if not resolved.dry_run:
         _check_resume(resolved.cfgs)
         check_unused(resolved.cfgs)
-    sources = open_sources(resolved.cfgs, pair.writes)
+    sources = open_sources(resolved.cfgs, pair.writes, resolved.cfgs.environment_cfgs.environment is not None)
     probe(sources, pair, algorithm, resolved.cfgs.data_cfgs.train_on)
     acts, train_on = ACTION in pair.writes, resolved.cfgs.data_cfgs.train_on
     rows = unread_dataset(sources.training, pair, algorithm, train_on) if acts else None
@@ -151,7 +162,9 @@ def generate(
     report = SkipReport(output_dir, kept.get('skipped', 0), kept.get('filtered', 0))
     totals = Totals(**kept.get('totals', {}))
     if sampler.steps_in(0):
-        generator = generator_of(resolved, pair, spec, live=False)
+        generator, acts = generator_of(resolved, pair, spec, live=False), cfgs.environment_cfgs.environment is not None
+        if acts:
+            generator.rollouts.counts = kept.get(COUNTS, [])
         rewards += open_judges(cfgs, judges, specs, pair, algorithm)
         # Files of media are this rank's own; those past the last whole chunk are gone by now.
         answers = Answers(cfgs, generator, dataset, rewards, MediaFiles(output_dir, sys.maxsize, MEDIA))
@@ -168,6 +181,7 @@ def generate(
                     'skipped': len(report),
                     'filtered': report.filtered,
                     'totals': vars(totals),
+                    **({COUNTS: generator.rollouts.counts} if acts else {}),
                     'identity': identity(resolved, len(dataset)),
                 }
                 if files is not None:
@@ -176,6 +190,7 @@ def generate(
                         records[PAIRS_FILE] = [record for chunk in made for record in chunk.pairs]
                     files.append(records, known)
                 _warn_unread([item for chunk in made for item in chunk.unread])
+                _warn_failed([item for chunk in made for item in chunk.failed])
                 console.advance(step + 1)
     report.check(len(dataset), cfgs.data_cfgs.max_skipped_ratio)
     report.conclude()
@@ -207,12 +222,16 @@ class Answers:
         seeds = tuple(seed_of(train.seed, row) for row in numbered)
         sampling = replace(self.generator.sampling, responses=train.num_generations, seeds=seeds)
         examples = complete(prompts.examples, self.generator.generate(prompts.examples, sampling))
-        lost = self._lost(examples)
+        failed = self._failed(examples)
+        reasons = {item.source: item.reason for item in failed}
+        lost = [Skipped(one.source, reasons[one.source]) for one in examples if not one.responses]
         numbered = [row for row, example in zip(numbered, examples, strict=True) if example.responses]
         examples = [example for example in examples if example.responses]
         completions = completions_of(examples, self.generator.spec)
         scores = self._scores(completions)
-        chunk = Chunk(skipped=[*prompts.skipped, *lost], unread=[item for own in self.rewards for item in own.unread()])
+        unread = [item for own in self.rewards for item in own.unread()]
+        chunk = Chunk(skipped=[*prompts.skipped, *lost], unread=unread, failed=failed)
+        chunk.totals.failed_episodes = len(failed)
         at = 0
         for row, example in zip(numbered, examples, strict=True):
             own = range(at, at + len(example.responses))
@@ -224,12 +243,12 @@ class Answers:
             self._add(chunk, row, example, [completions[number] for number in own], scored)
         return chunk
 
-    def _lost(self, examples: Sequence[Example]) -> list[Skipped]:
-        """The rows of this rank whose episodes failed, all of them."""
+    def _failed(self, examples: Sequence[Example]) -> list[Skipped]:
+        """The episodes of this rank that failed."""
         if self.cfgs.environment_cfgs.environment is None:
             return []
-        reasons = {item.source: item.reason for item in self.generator.rollouts.failed()}
-        return [Skipped(one.source, reasons[one.source]) for one in examples if not one.responses]
+        own = {example.source for example in examples}
+        return [item for item in self.generator.rollouts.failed() if item.source in own]
 
     def _scores(self, completions: Sequence[Completion]) -> dict[str, list[float | None]]:
         """What each reward gives, by name, and under no name the weighted sums."""
@@ -263,7 +282,10 @@ class Answers:
                     totals.told(name, value)
         for response in example.responses:
             for name, value in ({} if response.episode is None else numbers_of(response.episode)).items():
-                totals.told(name, value)
+                if value is None:
+                    totals.unsaid += 1
+                else:
+                    totals.told(name, value)
         if scored.best is not None:
             totals.told('best_score', scored.totals[scored.best])
         if self.cfgs.train_cfgs.make_pairs:
@@ -355,6 +377,16 @@ def _warn_unread(unread: Sequence[Skipped]) -> None:
             len(unread),
             unread[0].source,
             unread[0].reason,
+        )
+
+
+def _warn_failed(failed: Sequence[Skipped]) -> None:
+    if failed and is_main():
+        logger.warning(
+            '%d episode(s) failed and are left out, of a prompt with fewer than two others all; the first is of %s: %s',
+            len(failed),
+            failed[0].source,
+            failed[0].reason,
         )
 
 

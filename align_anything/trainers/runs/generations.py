@@ -23,10 +23,11 @@ from align_anything.core.types import (
 from align_anything.datasets.conversation import PART_OPTIONS
 from align_anything.datasets.media import decode
 from align_anything.datasets.media.writing import files_of
+from align_anything.environments.steps import SUCCESS
 from align_anything.models.codes import CODES
 from align_anything.models.rendering import without_beginning
 from align_anything.reporting.media_files import MediaFiles
-from align_anything.reporting.online_report import EPISODE_NUMBERS
+from align_anything.reporting.online_report import EPISODE_NUMBERS, is_unsaid
 from align_anything.rewards.base import Completion
 
 Record = dict[str, Any]
@@ -166,12 +167,16 @@ def shown(conversation: Conversation, row: int, name: str, media: MediaFiles) ->
     return [_plain({**turn, 'content': [part_of(part) for part in turn['content']]}) for turn in conversation]
 
 
-def numbers_of(episode: Episode) -> dict[str, float]:
-    """Returns what metrics tell of an episode, by name; success and cost only where its environment told of them."""
+def numbers_of(episode: Episode) -> dict[str, float | None]:
+    """Returns what metrics tell of an episode, by name; success and cost only where its environment told of them.
+
+    Success is None where it has none as soon as another episode is told to have, or not to have, succeeded.
+    """
     found = {name: float(number(episode)) for name, number in EPISODE_NUMBERS.items()}
     if any(turn.costs for turn in episode.turns):
         found['cost'] = episode.cost
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    unsaid = {SUCCESS: None} if is_unsaid(episode) else {}
+    return {**{name: value for name, value in found.items() if not math.isnan(value)}, **unsaid}
 
 
 def written(conversation: Conversation, row: int, media: MediaFiles) -> list[Message]:

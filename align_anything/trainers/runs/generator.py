@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 
 from align_anything.algorithms.generate import Generating
+from align_anything.configs.actions import SPOKEN
 from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.resolve import Resolved
-from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.errors import ModelError, SampleError, SettingsError
 from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Example, Message, Response
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.dataset import ExampleDataset
@@ -189,7 +190,9 @@ def open_spec(
     cfgs = resolved.cfgs
     spec, source = spec_of(cfgs), cfgs.model_cfgs.model_name_or_path
     pair = pair or pair_of(spec)
-    if ACTION in pair.writes and (spec.unit == 'token' or spec.unit in ACTS):
+    if ACTION not in pair.writes:
+        _require_no_actions(cfgs, source)
+    elif spec.unit == 'token' or spec.unit in ACTS:
         acting(cfgs, spec, resolved.algorithm, rows)
     require_same_actions(cfgs.environment_cfgs, spec)
     spec.codes = codes_of_run(cfgs, pair, resolved.algorithm, spec)
@@ -207,6 +210,14 @@ def open_spec(
         resolved = replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': models}))
     check_rollouts(resolved)
     return resolved, pair, spec
+
+
+def _require_no_actions(cfgs: GenerationRunCfgs, source: str) -> None:
+    asked = [key for key in SPOKEN if getattr(cfgs.action_cfgs, key) is not None]
+    if asked:
+        raise SettingsError(
+            [f'action_cfgs.{key}: {source} says no actions of numbers here; leave it out.' for key in asked]
+        )
 
 
 def open_generator(resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair | None = None) -> Generator:

@@ -26,6 +26,7 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import FailedEpisodes, UnreadResponses
 from align_anything.rollouts.shared import SharedRollouts
+from align_anything.trainers.loops.failing import Failing
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.splitting import steps_of_rollout
@@ -103,7 +104,6 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
     episodes = rollouts if acts else None
-    failed = rollouts.failed if acts else tuple
     if cfgs.train_cfgs.sequence_parallel_size > 1:
         rollouts = SharedRollouts(rollouts, cfgs.train_cfgs.sequence_parallel_size)
     pending = Pending(policy.device, decode, episodes)
@@ -132,8 +132,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
         pending=pending,
         rewards=rewards,
         unread=UnreadResponses(run.output_dir, run.resume_step),
-        failures=FailedEpisodes(run.output_dir, run.resume_step),
-        failed=failed,
+        failing=Failing(
+            episodes, cfgs.environment_cfgs.environment or '', FailedEpisodes(run.output_dir, run.resume_step)
+        ),
         completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, as_prompts, cfgs),
         **kept,

@@ -125,6 +125,8 @@ def sampling_of(
     if resolved.cfgs.vllm_cfgs.use_vllm:
         check_vllm_emission(spec, sampling)
     require_acting(resolved.cfgs, spec)
+    if resolved.cfgs.vllm_cfgs.use_vllm:
+        check_vllm_emission(spec, sampling)
     return sampling
 
 

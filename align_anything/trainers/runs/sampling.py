@@ -82,6 +82,11 @@ def _check_guided(spec: FamilySpec) -> None:
             f"model_cfgs.guidance_scale: models of type '{spec.model_type}' write codes beside the tokens that are "
             'guided, and these would not follow. Leave it out.'
         )
+    if spec.codes.parallel is not None:
+        problems.append(
+            'model_cfgs.guidance_scale: codes that are sampled at once (action_cfgs.action_decoding: parallel) are '
+            'sampled by the model as it is. Leave it out.'
+        )
     if not spec.codes.ranged:
         problems.append(
             'model_cfgs.guidance_scale: this algorithm scores codes over the whole vocabulary, but they are guided '

@@ -15,6 +15,7 @@ from align_anything.core.actions import Actions
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Example, Message
 from align_anything.models.acting.checkpoint import load_acting
+from align_anything.models.acting.layers import positions
 from align_anything.policies.acting.collator import ActionCollator
 from align_anything.policies.acting.heads import make_head
 from align_anything.policies.acting.heads.base import Targets
@@ -80,13 +81,42 @@ def test_gradients_are_those_of_any_cut(folder: Path) -> None:
     assert whole.keys() == cut.keys() and all(torch.allclose(whole[name], cut[name], atol=1e-5) for name in whole)
 
 
+def test_windows_begin_anywhere_in_an_episode(tmp_path: Path) -> None:
+    policy, _ = policy_in(small(tmp_path / 'model'))
+    plain, made = policy.collate, [replace(item, source=f'rows.jsonl:{at}') for at, item in enumerate(examples(policy))]
+    policy.collate = replace(plain, latest=900, seed=3)
+    policy.check(policy, CPU)
+    batch = policy.collate(made)
+    first = batch.inputs.first
+    assert len({*first.tolist()}) == 3 and 0 <= first.min() and first.max() <= 900
+    # It hangs on the seed, the epoch and the row alone.
+    assert policy.collate(made[1:]).inputs.first.tolist() == first[1:].tolist()
+    for changed in (
+        replace(plain, latest=900, seed=4)(made),
+        policy.collate([replace(item, epoch=1) for item in made]),
+    ):
+        assert changed.inputs.first.tolist() != first.tolist()
+    everywhere = torch.tensor([replace(plain, latest=40)._first(replace(made[0], epoch=epoch)) for epoch in range(400)])
+    assert everywhere.min() == 0 and everywhere.max() == 40
+    # The numbers of the steps are those of an episode that was under way.
+    model, inputs = policy.model, batch.inputs
+    with torch.no_grad():
+        seen = model.look(inputs.steps)[inputs.step_of[:1, :4]]
+        done = model.last_actions_embed(inputs.previous[:1, :4])
+        late = positions(905, seen)[int(first[0]) :][:4]
+        wanted = model.decoder(seen + done + late)
+        assert torch.allclose(model(inputs.steps, inputs.step_of, inputs.previous, first)[:1, :4], wanted, atol=1e-6)
+        assert not torch.allclose(policy(batch).values, policy(plain(made)).values, atol=1e-5)
+    assert plain(made).inputs.first is None
+
+
 @pytest.mark.parametrize('leak', ['later', 'beside'])
 def test_what_leaks_is_refused(leak: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, _ = policy_in(small(tmp_path / 'model'))
     inner = policy.model.over_time
     leaking: dict[str, Callable[..., torch.Tensor]] = {
-        'later': lambda seen, previous: inner(seen, previous) + seen.mean(1, keepdim=True),
-        'beside': lambda seen, previous: inner(seen, previous) + seen.mean(0, keepdim=True),
+        'later': lambda seen, previous, first: inner(seen, previous) + seen.mean(1, keepdim=True),
+        'beside': lambda seen, previous, first: inner(seen, previous) + seen.mean(0, keepdim=True),
     }
     monkeypatch.setattr(policy.model, 'over_time', leaking[leak])
     with pytest.raises(ModelError, match='its scores change by'):

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 class Line(Environment):
     """A dot on a line of seven, which is to be moved to an end; each step onto a hot place costs 1.
 
-    It takes as many steps as the seed says at most, so that episodes differ in length.
+    It takes as many steps as the seed says at most, or the `limit` of the row, so that episodes differ in length.
     """
 
     actions = NAMED
@@ -49,7 +49,7 @@ class Line(Environment):
         self.breaks = breaks
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
-        self.place, self.taken, self.limit, self.hot = 3, 0, 3 + seed % 4, 2 * (seed % 2) + 2
+        self.place, self.taken, self.limit, self.hot = 3, 0, row.get('limit', 3 + seed % 4), 2 * (seed % 2) + 2
         self.goal = 0 if seed % 3 else 6
         said = any(part['type'] == 'text' for message in row['messages'] for part in message['content'])
         return Observation([self.shown('' if said else f'go to the {"right" if self.goal else "left"}')])
@@ -75,6 +75,12 @@ class Line(Environment):
             done=reached or self.taken >= self.limit,
             info={'success': reached},
         )
+
+
+class Pushed(Line):
+    """The same by numbers."""
+
+    actions = NUMBERS
 
 
 def picture(place: int, hot: int) -> Image.Image:
