@@ -60,7 +60,9 @@ def check_vllm(options: VLLMOptions, *, truncates: bool, here: bool = True) -> N
 
 
 def check_vllm_emission(spec: FamilySpec, sampling: Sampling) -> None:
-    """Raises SettingsError where vLLM cannot sample what a family with codes of media writes."""
+    """Raises SettingsError where vLLM knows no such models, or cannot sample the codes that they write."""
+    if spec.not_in_vllm:
+        raise SettingsError([f'vllm_cfgs.use_vllm: {spec.not_in_vllm}. Generate with transformers.'])
     if spec.codes is None:
         return
     problems = []
@@ -117,6 +119,9 @@ class VLLMRollouts:
     def sleep(self) -> None:
         """As the engine does."""
         self.engine.sleep()
+
+    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """Does nothing: who has something to compare it with stands around it."""
 
     def generate(
         self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
