@@ -27,6 +27,16 @@ def test_missions_of_other_rooms_teach_it_nothing_of_them(shared_cache: Path) ->
     assert 0.2 <= success <= 1 / 3 + 3 * robots.NOISE
 
 
+def test_pairs_of_its_own_episodes_make_it_better(shared_cache: Path, tmp_path: Path) -> None:
+    start = robots.weak(shared_cache)
+    folder = robots.pairs(shared_cache, start)
+    settings = {**robots.COMPARING, 'image_folder': folder}
+    trained = train_by(PAIR, 'dpo', tmp_path, start, folder / 'pairs.jsonl', **settings)
+    before, after = robots.tried(start), robots.tried(trained)
+    # It keeps off hot floor, and succeeds as often.
+    assert after['cost'] <= 0.75 * before['cost'] and after['success'] >= before['success'] - 2 * robots.NOISE
+
+
 def test_it_keeps_off_hot_floor_and_still_does_what_it_is_told(shared_cache: Path, tmp_path: Path) -> None:
     start = robots.good(shared_cache)
     settings = {
