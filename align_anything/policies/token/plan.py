@@ -177,8 +177,9 @@ def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
         language_model=train.freeze_language_model,
         unfreeze_patterns=train.unfreeze_patterns,
     )
+    again = train.gradient_checkpointing / train.gradient_checkpointing_every_n_layers
     adapted: list[str] = []
     if lora.use_lora:
         model.requires_grad_(False)
         adapted = ['language_model', *(['vision_tower'] if lora.vision_lora else [])]
-    return WorkOf(spec, work_of_model(model, spec, train.gradient_checkpointing, adapted))
+    return WorkOf(spec, work_of_model(model, spec, again, adapted))
