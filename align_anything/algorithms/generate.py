@@ -60,7 +60,10 @@ ANSWERING = {
     'logger_cfgs': ('overwrite_output_dir',),
 }
 """Those of what goes through the prompts of data."""
-ACTING = {'environment_cfgs': tuple(key for key in EnvironmentCfgs.model_fields if key not in ('credit', 'on_limit'))}
+ACTING = {
+    'environment_cfgs': tuple(key for key in EnvironmentCfgs.model_fields if key not in ('credit', 'on_limit')),
+    'action_cfgs': ('action_executed',),
+}
 """Those of an environment that responses are episodes in."""
 SCORERS = (*('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),)
 """Those that name what does."""

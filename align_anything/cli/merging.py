@@ -7,6 +7,9 @@ from pathlib import Path
 from align_anything.core.errors import ModelError
 from align_anything.core.files import new_folder, trained_model_in
 from align_anything.core.logging import get_logger
+from align_anything.models.acting.checkpoint import export_acting, load_action_spec
+from align_anything.models.acting.known import is_acting
+from align_anything.models.acting.pi0_checkpoint import export_pi0
 from align_anything.models.action_space import keep_action_space
 from align_anything.models.adapter import Adapter, find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
@@ -20,6 +23,9 @@ from align_anything.models.score import SCORE_HEAD
 from align_anything.reporting.card import write_merged_card
 
 logger = get_logger(__name__)
+
+EXPORTS = {'action': export_acting, 'denoised action': export_pi0}
+"""What writes models that act, by what a unit of theirs is."""
 
 
 def merge_adapter(
@@ -59,21 +65,28 @@ def _merge(adapter: Adapter, folder: Path, draft: Path, base: str | None, trust_
     source = adapter.require_base() if base is None else base
     if base is not None and adapter.base not in (None, base):
         _check_replacement(adapter.base, base, trust_remote_code)
-    spec = load_spec(folder, base=source, trust_remote_code=trust_remote_code)
+    acts = is_acting(source)
+    if acts:
+        spec = load_action_spec(folder, base=source)
+    else:
+        spec = load_spec(folder, base=source, trust_remote_code=trust_remote_code)
     kind = AnyModelForScore if SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()) else AnyModel
     adapted = put_on(kind.from_pretrained(source, dtype='auto', trust_remote_code=trust_remote_code), adapter)
-    export_model(
-        adapted,
-        None,
-        draft,
-        tokenizer=spec.tokenizer,
-        processor=spec.processor,
-        merge_adapter=True,
-        end_of_turn_id=spec.renderer.end_of_turn_id,
-        pad_token_id=spec.pad_token_id,
-    )
-    keep_codes(spec.config, spec.codes, draft)
-    keep_action_space(spec.space, draft)
+    if acts:
+        EXPORTS[spec.unit](adapted, None, draft, spec, merge_adapter=True)
+    else:
+        export_model(
+            adapted,
+            None,
+            draft,
+            tokenizer=spec.tokenizer,
+            processor=spec.processor,
+            merge_adapter=True,
+            end_of_turn_id=spec.renderer.end_of_turn_id,
+            pad_token_id=spec.pad_token_id,
+        )
+        keep_codes(spec.config, spec.codes, draft)
+        keep_action_space(spec.space, draft)
     write_merged_card(draft, folder, source, spec)
 
 

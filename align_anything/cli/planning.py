@@ -10,6 +10,7 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.flops import ACCELERATORS, Accelerator, accelerator_of
+from align_anything.models.acting.known import is_acting
 from align_anything.models.checkpoint import read_config
 from align_anything.models.diffusion.checkpoint import is_pipeline
 from align_anything.trainers.runs.planning import Asked, Choice, Plan, plan
@@ -35,6 +36,11 @@ def planned(model: str, pair: str, algorithm: str, asked: Asked) -> Plan:
         raise ModelError(
             f'{model} is a pipeline of diffusers, whose operations only its first step tells: `--dry_run` counts its '
             'memory, and a run its speed.'
+        )
+    if is_acting(model):
+        raise ModelError(
+            f'{model} acts without tokens, and a plan counts what a language model computes of them: `--dry_run` '
+            'counts its memory, and a run its speed.'
         )
     return plan(read_config(model), known_algorithms()[algorithm](), asked)
 

@@ -93,6 +93,8 @@ class TrainCfgs(Cfgs):
     takes_effect: ClassVar[Effects] = {
         'ds_cfgs': excludes('train_cfgs.engine', 'fsdp', why=NO_DEEPSPEED_FILE),
         **{key: needs('train_cfgs.engine', 'fsdp') for key in ('fsdp_reshard_after_forward', 'fsdp_cpu_offload')},
+        'gradient_checkpointing_every_n_layers': needs('train_cfgs.gradient_checkpointing', off=(1,)),
+        'activation_offloading': needs('train_cfgs.gradient_checkpointing'),
         'group_by_length': needs('train_cfgs.max_length_per_batch'),
         'lr_warmup_ratio': excludes('train_cfgs.lr_scheduler_type', 'constant', why=NO_WARM_UP, off=(0.0,)),
         'per_device_eval_batch_size': EVALUATES,
@@ -157,6 +159,16 @@ class TrainCfgs(Cfgs):
     )
     gradient_checkpointing: bool = Field(
         True, description='Recomputes activations in the backward pass, which saves memory and costs time.'
+    )
+    gradient_checkpointing_every_n_layers: PositiveInt = Field(
+        1,
+        description='Of each stack of layers gradient_checkpointing recomputes the first of so many, and the others '
+        'keep their activations: 2 is every second layer, which takes more memory and less time than 1.',
+    )
+    activation_offloading: bool = Field(
+        False,
+        description='What gradient_checkpointing keeps, the inputs of recomputed layers, waits in host memory for the '
+        'backward pass. For long rows; it costs the time of two copies.',
     )
     learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
     lr_scheduler_type: ScheduleType = Field(

@@ -124,7 +124,8 @@ class ActionSpace:
         executed: how many of them are done before it is asked again.
         cameras: names of the pictures of a step, in the order in which the policy sees them.
         pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`; `rotate`, `flip`
-            and `size`, as decoding has them (`datasets.media.image`).
+            and `size`, as decoding has them (`datasets.media.image`). None where nothing says it, as in published
+            checkpoints.
         tokens: how a token model writes them: by `reserved` tokens, by those at the `tail` of its vocabulary, or by
             their names in `words`; empty where actions are no tokens.
         first_ids: the id of the first bin of each dimension, or of the first named action.
@@ -143,7 +144,7 @@ class ActionSpace:
     chunk: int = 1
     executed: int = 1
     cameras: tuple[str, ...] = ()
-    pictures: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Any] | None = field(default_factory=dict)
     tokens: Written = ''
     first_ids: tuple[int, ...] = ()
     states: tuple[str, ...] = ()
@@ -342,6 +343,9 @@ class ActionSpace:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ModelError(f"{source} has no '{unknown[0]}'.{nearest(unknown[0], known)} It has: {', '.join(known)}.")
+        tables = [key for key in ('statistics', 'pictures') if not isinstance(values.get(key) or {}, Mapping)]
+        if tables:
+            raise ModelError(f'{source}: {tables[0]} is {values[tables[0]]!r}, and should be an object.')
         try:
             tables = {
                 table: {
@@ -383,7 +387,7 @@ class ActionSpace:
             if chosen not in options:
                 there = ', '.join(option for option in options if option)
                 found.append(f"{what} '{chosen}' is none of {there}{nearest(str(chosen), list(options))}")
-        found += problems_of_pictures(self.pictures)
+        found += problems_of_pictures(self.pictures or {})
         if not 1 <= self.executed <= self.chunk:
             found.append(f'{self.executed} steps are done of a chunk of {self.chunk}: it should be from 1 to that')
         if self.bins < 2:

@@ -12,8 +12,8 @@ from align_anything.metrics.samples import Samples
 from align_anything.metrics.statistics import LEVEL, bootstrap, paired_difference, ratio
 
 Result = dict[str, Any]
-REWARD = 'reward'
-LOWER = ('turns', 'tool_errors', 'cost')
+REWARD, COST = 'reward', 'cost'
+LOWER = ('turns', 'tool_errors', COST)
 """What is better of episodes when it is lower."""
 
 
@@ -118,14 +118,23 @@ def rewards_of(samples: Samples) -> dict[str, tuple[Metric, Measured]]:
     values = {f'{REWARD}/{name}': [sample.response.get('scores', {}).get(name) for sample in samples] for name in names}
     episodes = [sample.response.get('episode', {}) for sample in samples]
     told = dict.fromkeys(name for own in episodes for name, value in own.items() if value is not None)
-    # What none says of itself, none is: an episode that was cut before anybody told of its success.
-    values |= {name: [0.0 if name in own and own[name] is None else own.get(name) for own in episodes] for name in told}
+    values |= {name: [_of_episode(own, name) for own in episodes] for name in told}
     if len(names) > 1:
         values[REWARD] = [sample.response.get('score') for sample in samples]
     return {
         name: (Metric(name, Measured, Traits(lower_is_better=name in LOWER)), Measured(own))
         for name, own in values.items()
     }
+
+
+def _of_episode(told: Mapping[str, float | None], name: str) -> float | None:
+    """A number of an episode of which one like it was told; None where there is none.
+
+    One that was cut before anybody told of its success had none, and one of whose costs nobody told cost nothing.
+    """
+    value = told.get(name)
+    is_nothing = value is None and (name in told or (name == COST and bool(told)))
+    return 0.0 if is_nothing else value
 
 
 def per_response(measured: Measured, number: int) -> float | None:

@@ -46,8 +46,14 @@ def read_action_space(source: str | Path, base: str | Path | None = None) -> Act
 def act_in(spec: FamilySpec, space: ActionSpace) -> None:
     """Lets the models of a family act in a space.
 
-    Raises ModelError for tokens of it that the model has no embedding for, or that are something else already.
+    Raises ModelError for tokens of it that the model has no embedding for, or that are something else already, and for
+    a space that has none, of models that act without.
     """
+    if not space.tokens:
+        raise ModelError(
+            "the action space does not say how actions are written: its 'tokens' should be reserved, tail or words. It "
+            'is one of a model that acts without tokens.'
+        )
     if space.tokens in ('reserved', 'tail'):
         stop = max(space.first_ids, default=0) + max(space.books)
         if not space.first_ids or stop > spec.embedding_rows:

@@ -7,19 +7,22 @@ from math import prod
 from torch import nn
 
 from align_anything.models.adapter import bare_model
+from align_anything.models.checkpointing import Checkpointing
 from align_anything.models.family import FamilySpec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.models.trainable import component_of
 from align_anything.models.work import share_of_experts
 
 
-def activations_of(model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: bool) -> float:
+def activations_of(
+    model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: Checkpointing | None
+) -> float:
     """About how many bytes of the language model `tokens` hold until the backward pass, `width` bytes to a number.
 
     What goes into and out of each of its matrices is counted, of experts those that are chosen, and twice what goes
     into a norm; activation functions keep about as much as layers share of that. The head works in chunks and keeps
-    nothing. What `recomputes` keeps the input of each layer, and all of one layer at a time (Chen et al., 2016,
-    arXiv:1604.06174).
+    nothing. Layers that are computed again keep their input, or it waits in host memory, and all of one layer at a time
+    (Chen et al., 2016, arXiv:1604.06174).
     """
     named = [(name, component_of(name, spec.components), weight) for name, weight in model.named_parameters()]
     if not any(weight.requires_grad for _, component, weight in named if component != SCORE_HEAD):
@@ -35,4 +38,8 @@ def activations_of(model: nn.Module, spec: FamilySpec, tokens: int, width: int, 
             numbers = sum(weight.shape[-2:]) * prod(weight.shape[:-2]) if weight.ndim > 1 else 2 * weight.numel()
             each += numbers * (chosen if '.experts.' in name else 1)
     layers = text.num_hidden_layers
-    return tokens * width * (layers * text.hidden_size + each / layers if recomputes else each)
+    if recomputes is None:
+        return tokens * width * each
+    again = recomputes.recomputed(layers)
+    inputs = 0 if recomputes.offload else again
+    return tokens * width * (inputs * text.hidden_size + (layers - again + 1) * each / layers)

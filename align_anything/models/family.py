@@ -59,8 +59,7 @@ class FamilySpec:
     Picklable; holds the tokenizer and the processor, never weights.
 
     Attributes:
-        model_type: the configuration's `model_type`.
-        config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
+        config, model_type, tokenizer, processor: of the checkpoint; `processor` is None for text families.
         max_length: longest sequence that `encode` returns.
         embedding_rows: token ids that the model has an embedding for.
         codes: how media stand in its vocabulary as codes, None for families that only read media.
@@ -90,6 +89,7 @@ class FamilySpec:
     """Whether the checkpoints' own code has a processor too; transformers' own families have one."""
     encoder_class: ClassVar[type[RunEncoder]] = RunEncoder
     """What calls the tokenizer and the processor."""
+    not_in_vllm: ClassVar[str] = ''  # why vLLM cannot generate with such models
     chat_template: ClassVar[str | None] = None
     """The family's own template, preferred to the checkpoint's."""
     codes: MediaCodes | None = None
@@ -109,9 +109,7 @@ class FamilySpec:
             ModelError: the chat template or the processor cannot be used, or nothing ends an answer.
         """
         self.model_type: str = config.model_type
-        self.config = config
-        self.tokenizer = tokenizer
-        self.processor = processor
+        self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.max_length = max_length
         text_config = config.get_text_config()
         forget_call_arguments(tokenizer)
@@ -271,7 +269,7 @@ class FamilySpec:
     def _with_coded(self, sequences: list[list[Run]], coded: tuple[CodedMedia, ...]) -> list[list[Run]]:
         if not coded:
             return sequences
-        # What stands behind codes that are sampled at once would be predicted where the last of them is.
+        # Codes that are sampled at once predict nothing behind them.
         forced = self.codes.begins and (self.codes.restricted or self.codes.parallel is not None)
 
         def with_coded(run: Run) -> Run:
@@ -371,7 +369,6 @@ class FamilySpec:
         """Returns the end of that text which belongs to the answer, such as `<think>\n`."""
         return prefill_of(self.renderer, self._marked([messages])[0][0])
 
-    # What collation asks
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence (a prompt and one response), `(position_rows, length)` int64.
 
@@ -494,7 +491,7 @@ class FamilySpec:
         return ()
 
     def component_of(self, name: str) -> str:
-        """Returns the component that parameter `name` belongs to: the one with the longest matching prefix."""
+        """Returns the component that parameter `name` belongs to."""
         return structure.component_of(self.components, name)
 
     def _checkpoint_template(self) -> str | None:

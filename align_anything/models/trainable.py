@@ -16,6 +16,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
 from align_anything.core.types import MediaKind
 from align_anything.models import structure
+from align_anything.models.checkpointing import ALL_LAYERS, Checkpointing, choose_layers
 from align_anything.models.score import SCORE_HEAD
 from align_anything.models.structure import MEDIA_CODEC
 
@@ -256,16 +257,17 @@ def compiled(pattern: str, setting: str) -> re.Pattern[str]:
         raise ModelError(f"{setting} '{pattern}' is not a regular expression: {error}.") from error
 
 
-def enable_gradient_checkpointing(model: nn.Module) -> None:
+def enable_gradient_checkpointing(model: nn.Module, how: Checkpointing = ALL_LAYERS) -> None:
     """Recomputes activations in the backward pass, with adapters and frozen components too.
 
     Raises ModelError when the architecture cannot.
     """
     try:
-        # The reentrant form gives frozen embeddings under adapters no gradient at all.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})
     except ValueError as error:
         raise ModelError(f'gradient_checkpointing: {error}') from error
+    if how != ALL_LAYERS:
+        choose_layers(model, how)
 
 
 @dataclass(frozen=True)

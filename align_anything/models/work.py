@@ -49,7 +49,7 @@ class Stack:
         attention: those of a pair of positions that see each other, by the window of the layers; None for none.
         causal: whether positions see only those before them.
         backward: whether a gradient flows through.
-        recomputes: whether the backward pass computes the forward pass again.
+        recomputes: the share of the forward pass that the backward pass computes again.
         beside: positions that join those of each span, such as one for its class.
     """
 
@@ -59,7 +59,7 @@ class Stack:
     attention: Mapping[int | None, float] = field(default_factory=dict)
     causal: bool = True
     backward: bool = False
-    recomputes: bool = False
+    recomputes: float = 0.0
     beside: int = 0
 
     def flops(self, spans: Sequence[Span], positions: float | None = None) -> Flops:
@@ -74,7 +74,7 @@ class Stack:
             return Flops(forward)
         # Of a product both factors have a gradient; a matrix has one where it trains.
         backward = positions * (self.inner + self.trained) + 2 * attended
-        return Flops(forward, backward, forward if self.recomputes else 0.0)
+        return Flops(forward, backward, forward * self.recomputes)
 
 
 def pairs(span: Span, window: int | None, causal: bool) -> float:
@@ -139,10 +139,11 @@ class Work:
         return sum(self.of(sizes).values(), Flops())
 
 
-def work_of_model(model: nn.Module, spec: FamilySpec, recomputes: bool, adapted: Collection[str] = ()) -> Work:
+def work_of_model(model: nn.Module, spec: FamilySpec, recomputes: float, adapted: Collection[str] = ()) -> Work:
     """Returns the operations of a model as it trains, adapters applied; weights in shards or few bits count in full.
 
-    `adapted` are components that will have adapters which are not there yet.
+    `recomputes` is the share of layers that the backward pass computes again, and `adapted` are components that will
+    have adapters which are not there yet.
 
     Not counted are norms, activation functions, what looks weights up, and the state of layers that have one instead
     of attention. A position of media sees what is before it only, also where the family lets media see all of itself.
@@ -194,17 +195,12 @@ def work_of_model(model: nn.Module, spec: FamilySpec, recomputes: bool, adapted:
             attention.get(name, {}),
             causal=name == 'language_model',
             backward=bool(name in trains or below.get(name)),
-            recomputes=recomputes and name in ('language_model', *TOWERS),
+            recomputes=recomputes if name in ('language_model', *TOWERS) else 0.0,
             beside=beside.get(name, 0) if name in TOWERS else 0,
         )
         for name, (weights, trained, inner) in sums.items()
     }
     return Work(stacks, _head(output, flows=bool(trains - {SCORE_HEAD})))
-
-
-def recomputes(model: nn.Module) -> bool:
-    """Returns whether the layers of a model are computed again in the backward pass."""
-    return any(vars(module).get('gradient_checkpointing', False) for module in model.modules())
 
 
 def _head(output: nn.Module | None, flows: bool) -> Stack:
@@ -213,7 +209,7 @@ def _head(output: nn.Module | None, flows: bool) -> Stack:
         return Stack()
     weight = output.weight
     row = 2.0 * count(weight) / full_shape(weight)[0]
-    return Stack(row, row * weight.requires_grad, row, backward=flows, recomputes=True)
+    return Stack(row, row * weight.requires_grad, row, backward=flows, recomputes=1.0)
 
 
 def _multiplies(name: str, parameter: nn.Parameter) -> bool:

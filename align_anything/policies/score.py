@@ -15,8 +15,9 @@ from align_anything.core.errors import ModelError
 from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
+from align_anything.models.checkpointing import share_recomputed
 from align_anything.models.score import SCORE_HEAD
-from align_anything.models.work import Stack, Work, recomputes, work_of_model
+from align_anything.models.work import Stack, Work, work_of_model
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.flops import flops_of
 from align_anything.policies.token.hidden import HiddenStates
@@ -83,7 +84,7 @@ class ScorePolicy(nn.Module):
 
     @cached_property
     def _work(self) -> Work:
-        work = work_of_model(self.model, self.collate.spec, recomputes(self.model))
+        work = work_of_model(self.model, self.collate.spec, share_recomputed(self.model))
         return replace(work, head=Stack())
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:

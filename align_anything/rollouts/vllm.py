@@ -60,7 +60,9 @@ def check_vllm(options: VLLMOptions, *, truncates: bool, here: bool = True) -> N
 
 
 def check_vllm_emission(spec: FamilySpec, sampling: Sampling) -> None:
-    """Raises SettingsError where vLLM cannot sample what a family with codes of media writes."""
+    """Raises SettingsError where vLLM knows no such models, or cannot sample the codes that they write."""
+    if spec.not_in_vllm:
+        raise SettingsError([f'vllm_cfgs.use_vllm: {spec.not_in_vllm}. Generate with transformers.'])
     if spec.codes is None:
         return
     problems = []

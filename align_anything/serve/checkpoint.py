@@ -20,6 +20,12 @@ from align_anything.trainers.runs.generator import Generator
 
 WRITTEN = (*MEDIA_KINDS, ACTION)
 OF_TEXT = ('max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty')
+OF_OTHERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    'denoising step': ('denoises and writes no tokens', ('steps', 'guidance_scale')),
+    'action': ('acts and writes no tokens', ('temperature',)),
+    'denoised action': ('denoises what it does and writes no tokens', ('steps',)),
+}
+"""What is said of a model that writes no tokens, and what of a wish it obeys, by its unit."""
 
 
 class Checkpoint:
@@ -34,8 +40,8 @@ class Checkpoint:
         self._generator, self._limits = generator, limits
         options = limits.of_decoding(generator.options)
         # Tokenizers keep a state while they work, and prompts are encoded as answers are decoded.
-        self._denoises = generator.spec.unit != 'token'
-        spec = generator.spec if self._denoises else deepcopy(generator.spec)
+        self._writes_tokens = generator.spec.unit == 'token'
+        spec = generator.spec if not self._writes_tokens else deepcopy(generator.spec)
         self._encoder = replace(generator, spec=spec, options=options)
         self._encoding = threading.Lock()
         pair = generator.pair
@@ -45,7 +51,7 @@ class Checkpoint:
 
     @cached_property
     def _calls(self) -> CallReader | None:
-        return None if self._denoises else call_form(self._generator.spec.renderer)
+        return call_form(self._generator.spec.renderer) if self._writes_tokens else None
 
     def calls(self) -> CallReader | None:
         """As `Answerer.calls`."""
@@ -60,7 +66,7 @@ class Checkpoint:
             encoder = replace(self._encoder, guided=guided)
             example = encoder.encode(turns, meta={'tools': list(tools)} if tools else {}, reserved=1)
         require_short(example.conversation, self._limits)
-        if self._denoises:
+        if not self._writes_tokens:
             return Prompt(example, 0, wish)
         # Who names no limit gets what fits; who names one gets it, or is told that it does not fit.
         longest, length = self._generator.spec.max_length, len(example.prompt)
@@ -85,12 +91,14 @@ class Checkpoint:
             raise SettingsError(
                 [f'this model writes {" and ".join(sorted(known))}, and no {" or ".join(sorted(kinds - known))}.']
             )
-        if self._denoises:
-            asked = [name for name in (*OF_TEXT, 'stop') if getattr(wish, name) not in (None, ())]
+        if not self._writes_tokens:
+            what, obeyed = OF_OTHERS[self._generator.spec.unit]
+            names = [name for name in (*OF_TEXT, 'stop', 'steps', 'guidance_scale') if name not in obeyed]
+            asked = [name for name in names if getattr(wish, name) not in (None, ())]
             if asked:
-                raise SettingsError([f'this model denoises and writes no tokens: leave out {", ".join(asked)}.'])
-            scale = own.guidance.scale if wish.guidance_scale is None else wish.guidance_scale
-            return replace(wish, steps=wish.steps or own.steps, guidance_scale=scale, kinds=None)
+                raise SettingsError([f'this model {what}: leave out {", ".join(asked)}.'])
+            mine = {name: self._own(name) if getattr(wish, name) is None else getattr(wish, name) for name in obeyed}
+            return replace(wish, **mine, kinds=None)
         if wish.steps is not None:
             raise SettingsError(['this model writes tokens and denoises nothing: leave out steps.'])
         kinds = frozenset(known) if kinds is None else kinds
@@ -106,9 +114,12 @@ class Checkpoint:
     def _sampling(self, wish: Wish) -> Any:
         """How responses are sampled. Raises SettingsError where the model cannot write them so."""
         own = self._generator.sampling
-        if self._denoises:
-            guidance = replace(own.guidance, scale=wish.guidance_scale)
-            return replace(own, responses=wish.responses, steps=wish.steps, guidance=guidance)
+        if not self._writes_tokens:
+            _, obeyed = OF_OTHERS[self._generator.spec.unit]
+            told = {name: getattr(wish, name) for name in obeyed if name != 'guidance_scale'}
+            if 'guidance_scale' in obeyed:
+                told['guidance'] = replace(own.guidance, scale=wish.guidance_scale)
+            return replace(own, responses=wish.responses, **told)
         media = [kind for kind in WRITTEN if kind in wish.kinds]
         emit, told = None, {name: getattr(wish, name) for name in OF_TEXT if getattr(wish, name) is not None}
         if media:
@@ -128,5 +139,12 @@ class Checkpoint:
         check_emission(self._generator.spec.codes, sampling)
         return sampling
 
+    def _own(self, name: str) -> Any:
+        """What the settings say, of a model that writes no tokens."""
+        own = self._generator.sampling
+        return own.guidance.scale if name == 'guidance_scale' else getattr(own, name)
+
     def _scale(self, sampling: Any) -> float:
-        return sampling.guidance.scale if self._denoises else sampling.guidance
+        if self._writes_tokens:
+            return sampling.guidance
+        return sampling.guidance.scale if 'guidance_scale' in OF_OTHERS[self._generator.spec.unit][1] else 1.0

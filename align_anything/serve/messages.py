@@ -122,6 +122,10 @@ def _listed(turn: requests.Turn) -> list[Any]:
 def _row(turn: requests.Turn, limits: MediaLimits) -> dict[str, Any]:
     """The turn as templates write it, every medium as the bytes of its file: no path of this machine is ever read."""
     row = turn.model_dump(exclude_none=True)
+    if turn.actions is not None:
+        # What an answer said of them in words is for people.
+        del row['actions']
+        return {**row, 'content': [{'type': ACTION, ACTION: done} for done in turn.actions]}
     if isinstance(turn.content, list):
         row['content'] = [_part(part, limits) for part in turn.content]
     elif turn.content is None and turn.role == 'assistant' and (turn.tool_calls or turn.reasoning_content):

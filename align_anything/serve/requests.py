@@ -129,6 +129,14 @@ class Turn(Strict):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
+    actions: list[JsonValue] | None = Field(None, min_length=1)
+    state: JsonValue = None
+
+    @model_validator(mode='after')
+    def _acts_in_answers(self) -> Turn:
+        if self.actions is not None and self.role != 'assistant':
+            raise ValueError(f'a turn of {self.role} has actions, and only assistant turns act')
+        return self
 
 
 class StreamOptions(Strict):

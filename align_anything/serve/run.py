@@ -11,9 +11,9 @@ from align_anything.core.asgi import MEBIBYTE, bound_socket, serve_app
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.serve.door import Keys, is_local, read_keys
-from align_anything.serve.settings import Serve, name_of
+from align_anything.serve.settings import ANY, Serve, name_of
 from align_anything.trainers.launch import quieten_libraries, settings_of
-from align_anything.trainers.pairs import Pair, find_pair
+from align_anything.trainers.pairs import Pair
 
 if TYPE_CHECKING:
     from align_anything.serve.judging import RewardModel
@@ -30,7 +30,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> None
 
     Raises SettingsError and ModelError before it listens.
     """
-    resolved = settings_of(find_pair('any_to_any'), Serve, argv, os.environ if environ is None else environ)
+    resolved = settings_of(ANY, Serve, argv, os.environ if environ is None else environ)
     quieten_libraries()
     own, models = resolved.algorithm, resolved.cfgs.model_cfgs
     if models.model_name_or_path is None and models.reward_model_name_or_path is None:

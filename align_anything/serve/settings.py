@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align_anything.algorithms.generate import JUDGING, OBEYED, Generating, obeyed
 from align_anything.configs.effects import Effects, excludes, needs, never
+from align_anything.core.types import ACTION, MEDIA_KINDS
+from align_anything.trainers.pairs import find_pair
 
 DECODING = (
     *('allow_urls', 'audio_in_video', 'num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels'),
@@ -21,6 +24,8 @@ OF_JUDGE = tuple(
     key for key in JUDGING['model_cfgs'] if key.startswith('reward_model_') and key != 'reward_model_unread_score'
 )
 OF_SERVER = ('queue_size', 'request_timeout', 'max_body_mib', 'max_media', 'max_image_pixels')
+ANY = replace(find_pair('any_to_any'), writes=frozenset({*MEDIA_KINDS, ACTION}))
+"""Whatever a checkpoint reads and writes, actions among it."""
 NOTHING_TRAINED = 'nothing is trained or read from data here; remove it.'
 BY_ITSELF = excludes('vllm_cfgs.use_vllm', True, why='the server of vLLM does not know it; leave one of them out.')
 

@@ -49,6 +49,8 @@ def run_vllm(resolved: Resolved, keys: Sequence[str]) -> None:
     _, _, spec = open_spec(looked_at)
     if spec.unit != 'token' or spec.emits:
         raise SettingsError(['vllm_cfgs.use_vllm: the server of vLLM answers in text alone; leave it out.'])
+    if spec.not_in_vllm:
+        raise SettingsError([f'vllm_cfgs.use_vllm: {spec.not_in_vllm}; leave it out.'])
     argv = vllm_arguments(resolved, spec)
     logger.info('%s', shlex.join(['python', *argv[1:]]))
     if resolved.dry_run:

@@ -71,6 +71,8 @@ def other_value(annotation: Any, value: Any) -> Any:
 # Settings whose conditions hold from the start, by what makes them fail.
 UNDOING: Mapping[str, Values] = {
     'lr_warmup_ratio': {'lr_scheduler_type': 'constant'},
+    'gradient_checkpointing_every_n_layers': {'gradient_checkpointing': False},
+    'activation_offloading': {'gradient_checkpointing': False},
     'critic_lr_warmup_ratio': {'critic_lr_scheduler_type': 'constant'},
     **{
         key: {'advantage_estimator': 'rloo'}
@@ -102,6 +104,7 @@ UNDOING: Mapping[str, Values] = {
 CHOSEN = {'reference_ds_cfgs': 'ds_z2_config.json', 'long_audio': 'cut', 'reward_kwargs': {'format': {'a': 1}}}
 CHOSEN |= {'emitted_loss_weights': {'image': 0.5}, 'emit_size': {'image': [4, 4]}}
 CHOSEN |= {'emit_temperature': {'image': 0.5}, 'emit_top_k': {'image': 3}, 'media_codes': {'image': {'codec': 'c'}}}
+CHOSEN |= {'gradient_checkpointing_every_n_layers': 2}
 CHOSEN |= {'emitted_advantage_weights': {'text': 0.5}}
 CHOSEN |= {'sde_window_range': [0, 1], 'eval_task_kwargs': {'wer': {'plain': False}}}
 CHOSEN |= {'reward_weights': [0.5], 'adam_betas': [0.8, 0.9], 'train_weights': [1.0]}

@@ -25,8 +25,8 @@ STAND_INS_ONLY = ('baichuan_m1', 'minicpmo', 'minicpmv', 'phi3_v', 'qwen')
 NOT_TAUGHT = ('gemma3n',)
 # They write nothing: a run of theirs as reward models is their lesson (tests/trainers/test_picked_pictures.py).
 SCORING = ('clip',)
-# It acts, by code of its own: a run on its stand-in is its lesson (tests/trainers/test_openvla.py), and the published
-# code, which a script would name, does not load here.
+# It acts, by code of its own: runs on its stand-in are its lesson (tests/trainers/test_openvla.py), of its script too
+# (tests/scripts/test_shell_scripts.py).
 ACTING = ('openvla',)
 
 

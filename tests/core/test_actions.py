@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,3 +188,8 @@ def test_a_file_whose_values_are_of_another_kind_moves_no_robot(changes, told):
     written = {'dimensions': ['x', 'y'], **changes, 'statistics': statistics}
     with pytest.raises(ModelError, match=re.escape(told)):
         ActionSpace.from_json(written)
+
+
+@pytest.mark.parametrize('known', [None, {}, {'rotate': 180, 'flip': 'vertical', 'size': [224, 224]}])
+def test_what_is_done_to_pictures_may_be_unknown(known: Any) -> None:
+    assert ActionSpace.from_json({'names': ['left'], 'pictures': known}).pictures == known

@@ -18,7 +18,7 @@ WORK = Work(
     {
         'vision_tower': Stack(1.3e9, 1.3e9, 1.3e9, {None: 1.6e5}, causal=False, backward=True),
         'audio_tower': Stack(1.3e9, attention={None: 1.6e5}, causal=False),
-        'language_model': Stack(1.3e10, 1.3e10, 1.3e10, {None: 4e5}, backward=True, recomputes=True),
+        'language_model': Stack(1.3e10, 1.3e10, 1.3e10, {None: 4e5}, backward=True, recomputes=1.0),
     }
 )
 BUDGET = 16384

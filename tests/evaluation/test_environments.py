@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +58,13 @@ def test_episodes_are_evaluated(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCa
     assert {len(response['turns']) for response in responses} > {1}
     found = results['metrics']
     for name in ('turns', 'cost', 'tool_calls', 'tool_errors', 'success'):
-        # One that was cut before anybody told of its success had none.
-        told_of = [response['episode'][name] or 0 for response in responses if name in response['episode']]
+        # One that was cut before anybody told of its success had none, and where nobody told of costs there were none.
+        told_of = [response['episode'].get(name) or 0 for response in responses]
         assert found[name]['value'] == pytest.approx(sum(told_of) / len(told_of)), name
-    assert len(told_of) == len(responses) and any(own['episode']['success'] is None for own in responses)
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())['means']
+    assert all(summary[name] == pytest.approx(found[name]['value']) for name in ('turns', 'cost', 'success'))
+    assert any('cost' not in own['episode'] for own in responses)
+    assert any(own['episode']['success'] is None for own in responses)
     (warned,) = re.findall(r'(\d+) episode\(s\) failed and are left out', caplog.text) or ['0']
     assert results['failed_episodes'] >= int(warned) > 0 and found['success']['responses'] == len(responses)
     assert 1 < found['turns']['value'] < 3 and found['turns']['better'] == found['cost']['better'] == 'lower'

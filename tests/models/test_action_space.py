@@ -8,7 +8,8 @@ import pytest
 
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import ModelError
-from align_anything.models.action_space import FILE, read_action_space, write_action_space
+from align_anything.models.action_space import FILE, act_in, read_action_space, write_action_space
+from align_anything.models.pretrained_model import load_spec
 
 SPACE = ActionSpace(names=('left', 'right'))
 
@@ -32,3 +33,9 @@ def test_a_space_that_cannot_be_used_is_neither_written_nor_read(tmp_path):
     (tmp_path / FILE).write_text('{"names": ["left"], "chunk": "two"}')
     with pytest.raises(ModelError, match=f"{FILE}: chunk has 'two'"):
         read_action_space(tmp_path)
+
+
+@pytest.mark.extended
+def test_a_space_of_what_acts_without_tokens_is_none_of_a_token_model(tiny):
+    with pytest.raises(ModelError, match="'tokens' should be reserved, tail or words"):
+        act_in(load_spec(tiny('qwen2_5_vl')), ActionSpace(names=('left', 'right')))

@@ -18,6 +18,7 @@ from align_anything.models.acting.known import is_acting
 from align_anything.models.acting.layers import positions
 from align_anything.models.acting.published import ACTIONS, CAMERAS, VERSIONS, convert_published, renamed
 from align_anything.models.acting.spoc import SpocModel
+from align_anything.trainers.runs.dry_run import show_example
 from tests.harness.pairwise import in_tiers
 from tests.policies.acting.worlds import NAMED, NUMBERS, episode, small
 
@@ -190,3 +191,11 @@ def test_a_file_that_runs_code_or_is_another_version_is_refused(tmp_path: Path) 
     torch.save({'state_dict': {}, 'config': Path('x')}, tmp_path / 'code.ckpt')
     with pytest.raises(ModelError, match='nothing else in it is run'):
         convert_published(tmp_path / 'code.ckpt', tmp_path / 'out', 'small_3')
+
+
+def test_nothing_is_done_before_the_first_action(tmp_path: Path) -> None:
+    for name, space, head in (('named', NAMED, 'categorical'), ('numbers', NUMBERS, 'gaussian')):
+        spec = load_action_spec(small(tmp_path / name, space, head=head))
+        example = spec.encode(episode(2, space))
+        assert spec.decode(example.prompt) == [] and len(spec.decode(example.responses[0])) == 2
+        assert len(show_example(example, spec).plain.split('\u27e6')) == 3

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from align_anything.configs.schema import BnbCfgs
 from align_anything.core.errors import ModelError
+from align_anything.models.checkpointing import Checkpointing, choose_layers, share_recomputed, stacks_of
 from align_anything.models.pretrained_model import load_model, load_spec, tune_model
 from align_anything.models.trainable import (
     ComponentRow,
@@ -168,6 +169,48 @@ def test_the_table_counts_partitioned_weights_in_full(tiny: Tiny) -> None:
         # What ZeRO-3 leaves behind on a parameter.
         parameter.ds_numel, parameter.data = parameter.numel(), torch.empty(0)
     assert parameter_table(model, spec.components, learning_rates(model, spec.components, 1e-3)) == expected
+
+
+@pytest.mark.parametrize('family', ['qwen2', pytest.param('llava', marks=pytest.mark.extended)])
+def test_chosen_layers_are_recomputed_and_their_inputs_offloaded(
+    family: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_spec(tiny(family))
+    inputs = model_inputs(spec)
+    packed: list[int] = []
+
+    def recording(pin_memory: bool) -> torch.autograd.graph.saved_tensors_hooks:
+        assert not pin_memory, 'there is nothing to pin for on a CPU'
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            packed.append(tensor.numel())
+            return tensor.clone()
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, 'save_on_cpu', recording)
+    found = {}
+    for how in (None, Checkpointing(every=2), Checkpointing(offload=True), Checkpointing(every=2, offload=True)):
+        model = load_model(tiny(family), spec.components)
+        if how is not None:
+            enable_gradient_checkpointing(model, how)
+        packed.clear()
+        model.train()(**inputs, use_cache=False).logits.float().square().mean().backward()
+        found[how] = {name: parameter.grad for name, parameter in model.named_parameters()}
+        stacks = [len(layers) for layers in stacks_of(model)]
+        assert len(stacks) == (0 if how is None else len(spec.components) - 1 if family == 'llava' else 1)
+        chosen = 0 if how is None else sum(how.recomputed(layers) for layers in stacks)
+        assert share_recomputed(model) == (chosen / sum(stacks) if stacks else 0.0)
+        assert len(packed) == (chosen if how is not None and how.offload else 0)
+    plain, *others = found.values()
+    for other in others:
+        for name, gradient in plain.items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_layers_cannot_be_chosen_where_there_are_none() -> None:
+    with pytest.raises(ModelError, match='gradient_checkpointing_every_n_layers: Linear computes all layers again'):
+        choose_layers(torch.nn.Linear(2, 2), Checkpointing(every=2))
 
 
 @pytest.mark.parametrize('with_lora', [False, True])

@@ -56,7 +56,7 @@ def measured(compute: Callable[[], Any]) -> tuple[Any, int]:
 def attention_of(policy: TokenPolicy, batch: Batch) -> dict[str, Flops]:
     """The operations of attention alone."""
     bare = {
-        name: replace(stack, weights=0.0, trained=0.0, inner=0.0, recomputes=False)
+        name: replace(stack, weights=0.0, trained=0.0, inner=0.0, recomputes=0.0)
         for name, stack in policy._work.stacks.items()
     }
     return Work(bare).of(_sizes(batch, policy.collate.spec))
@@ -148,7 +148,7 @@ def test_what_stands_in_for_rows_counts_nothing_and_other_rows_go_forward(tiny: 
 def test_nothing_flows_through_what_is_frozen() -> None:
     frozen = Stack(10.0, inner=10.0, attention={None: 4.0}, causal=False)
     assert frozen.flops([Span(3)]) == Flops(30.0 + 36.0)
-    passed = replace(frozen, backward=True, recomputes=True)
+    passed = replace(frozen, backward=True, recomputes=1.0)
     assert passed.flops([Span(3)]) == Flops(66.0, 30.0 + 72.0, 66.0)
     assert passed.flops([Span(3)]).model == 168.0
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from PIL import Image
 
@@ -22,7 +23,7 @@ from align_anything.datasets.formatters.chores import CAMERAS as VIEWS
 from align_anything.datasets.formatters.chores_tasks import STRETCH_ACTIONS
 from align_anything.datasets.template_registry import make_formatter
 from align_anything.testing.acting import build_acting
-from align_anything.testing.episodes import episodes, write_chores
+from align_anything.testing.episodes import episodes, write_chores, write_libero
 from align_anything.testing.tiny.judges import JUDGES, build_judge
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
@@ -31,6 +32,7 @@ from align_anything.trainers.runs.rewarding import make_rewards
 from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS
 from tests.models.stand_ins import build
+from tests.models.stand_ins.openvla import build_openvla
 from tests.policies.acting.worlds import SMALL as SMALL_ACTING
 from tests.trainers.runs import run
 from tests.trainers.test_scoring import with_head
@@ -135,8 +137,22 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     'AA_TV2T': {**RANKED, 'video_path': 'clip'},
 }
+
+
+def write_arm(folder: Path) -> Path:
+    """Demonstrations of LIBERO whose actions have the seven numbers of an arm."""
+    import h5py
+
+    with h5py.File(write_libero(folder, episodes(3, 5, 2, 4)), 'r+') as file:
+        for demonstration in file['data'].values():
+            moves = demonstration['actions'][:]
+            del demonstration['actions']
+            demonstration['actions'] = numpy.concatenate([moves[:, :2], moves[:, :2] / 2, moves], 1)
+    return folder
+
+
 # Of templates that read folders of files.
-FOLDERS = {'Chores': lambda folder: write_chores(folder, episodes(3, 5, 2, 4))}
+FOLDERS = {'Chores': lambda folder: write_chores(folder, episodes(3, 5, 2, 4)), 'Libero': write_arm}
 # Of scripts that name the columns themselves.
 DRAWN = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'So: '}, {'type': 'image', 'image': 'picture.png'}]}
 ROW = {
@@ -259,6 +275,8 @@ def made(tiny: Callable[..., Path], emitting: Callable[..., Path], tmp_path: Pat
         if name == 'spoc_sft':
             space = ActionSpace(names=tuple(STRETCH_ACTIONS.values()), cameras=VIEWS)
             return build_acting(tmp_path / name, space, **SMALL_ACTING)
+        if name == 'openvla_sft':
+            return build_openvla(tmp_path / name)
         if name in EMITTING:
             return emitting(EMITTING[name])
         family = FAMILIES.get(name) or next(path.parent.name for path in SCRIPTS if path.stem == name)

@@ -25,9 +25,8 @@ from align_anything.serve.answering import CallReader, Prompt, Wish
 from align_anything.serve.app import make_app
 from align_anything.serve.run import open_server
 from align_anything.serve.server import Limits, Server
-from align_anything.serve.settings import Serve
+from align_anything.serve.settings import ANY, Serve
 from align_anything.trainers.launch import quieten_libraries, settings_of
-from align_anything.trainers.pairs import find_pair
 
 SMALL = ('--bf16', 'False', '--model_max_length', '512')
 CLIENT = httpx2.Client(verify=False, limits=httpx2.Limits(max_connections=200))
@@ -35,7 +34,7 @@ HERMES = JSONCalls('<tool_call>', '</tool_call>', 'name', 'arguments')
 
 
 def settings(*argv: str) -> Resolved:
-    return settings_of(find_pair('any_to_any'), Serve, argv, {})
+    return settings_of(ANY, Serve, argv, {})
 
 
 @contextmanager

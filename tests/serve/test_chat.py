@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
+from align_anything.core.actions import Actions
 from align_anything.core.errors import ModelError, SampleError, SettingsError
 from align_anything.core.types import Audio, MediaKind, Message, Video
 from align_anything.serve.app import Server
@@ -24,6 +26,7 @@ from align_anything.serve.chat import graphics
 from align_anything.serve.chat.loop import Chat
 from align_anything.serve.chat.run import chat, line_reader
 from align_anything.serve.chat.screen import Screen
+from align_anything.serve.chat.talkers import sent
 from align_anything.serve.door import KEY_VARIABLE, Keys
 from tests.serve.common import SMALL, Parrot, listening
 
@@ -352,3 +355,27 @@ def _with_key(lines: Sequence[str], argv: Sequence[str]) -> str:
 def test_what_is_wrong_is_said_before_it_talks(argv: Sequence[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         run([], *argv, small=())
+
+
+def test_what_is_done_is_shown_remembered_and_saved(tmp_path: Path) -> None:
+    class Robot(Echo):
+        def answer(self, turns: Sequence[Message], seed: int) -> Iterator[dict[str, Any]]:
+            self.got.append(list(turns))
+            moves = Actions(torch.tensor([[0.1, -2.0], [0.25, 3.0]], dtype=torch.float64))
+            yield {'type': 'action', 'action': moves if self.name == 'arm' else Actions(names=('left',))}
+
+    robot, arm = Robot('robot'), Robot('arm')
+    shown, conversation = talk(['go', 'on', f'/save {tmp_path}/talk.json'], [robot], tmp_path)
+    assert shown.startswith('left\nleft\n') and robot.got[1][1]['content'][0]['action'].names == ('left',)
+    (record,) = json.loads((tmp_path / 'talk.json').read_text())
+    assert record['messages'][1] == {'role': 'assistant', 'content': [{'type': 'action', 'action': ['left']}]}
+    talk([f'/load {tmp_path}/talk.json', 'back'], [robot], tmp_path)
+    assert robot.got[-1][1]['content'] == [{'type': 'action', 'action': ['left']}] and len(robot.got[-1]) == 5
+    both, conversation = talk(['go', f'/save {tmp_path}/both.json'], [robot, arm], tmp_path)
+    assert 'left' in both and '[0.1, -2], [0.25, 3]' in both
+    assert json.loads((tmp_path / 'both.json').read_text())[1]['messages'][1]['content'][0]['action'][1] == [0.25, 3.0]
+    assert sent(arm.got[0][0]) == {'role': 'user', 'content': 'go'}
+    done = conversation.talk.turns[1][1]
+    assert sent(done) == {'role': 'assistant', 'content': '', 'actions': [[[0.1, -2.0], [0.25, 3.0]]]}
+    (tmp_path / 'bad.json').write_text('[{"messages": [{"role": "assistant", "content": [{"type": "action"}]}]}]')
+    assert 'holds no saved conversation' in talk([f'/load {tmp_path}/bad.json'], [robot], tmp_path)[0]

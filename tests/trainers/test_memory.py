@@ -14,6 +14,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.types import Example, Piece
 from align_anything.models.activations import activations_of
 from align_anything.models.any_model import AnyModel, AnyModelForScore
+from align_anything.models.checkpointing import Checkpointing
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
@@ -125,15 +126,16 @@ def test_activations_are_about_what_autograd_keeps(tiny: Tiny, family: str) -> N
     assert scored.values.requires_grad
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     tokens = policy.collate.size([example])
-    assert 0.6 < activations_of(model, spec, tokens, 4, recomputes=False) / measured < 1.8
+    assert 0.6 < activations_of(model, spec, tokens, 4, recomputes=None) / measured < 1.8
     layers, width = 2, model.get_input_embeddings().embedding_dim
-    assert activations_of(model, spec, tokens, 4, recomputes=True) == (
-        tokens * 4 * layers * width + activations_of(model, spec, tokens, 4, recomputes=False) / layers
-    )
+    whole, inputs = activations_of(model, spec, tokens, 4, recomputes=None), tokens * 4 * width
+    assert activations_of(model, spec, tokens, 4, Checkpointing()) == layers * inputs + whole / layers
+    assert activations_of(model, spec, tokens, 4, Checkpointing(every=2)) == inputs + whole
+    assert activations_of(model, spec, tokens, 4, Checkpointing(offload=True)) == whole / layers
 
 
 def test_what_does_not_learn_keeps_no_activations(tiny: Tiny) -> None:
     spec = load_spec(tiny('llama'), model_max_length=4096)
     model = AnyModelForScore.from_pretrained(tiny('llama')).requires_grad_(False)
     model.score.requires_grad_(True)
-    assert activations_of(model, spec, 100, 4, recomputes=False) == 0
+    assert activations_of(model, spec, 100, 4, recomputes=None) == 0

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import PreTrainedModel
 
+from align_anything.algorithms.generate import Generate
 from align_anything.environments import Environment, Observation, Said, Step
 from align_anything.models.action_space import read_action_space
 from align_anything.trainers.pairs import PAIRS
@@ -96,3 +98,52 @@ def test_it_moves_an_arm_and_is_told_what_that_was_worth(folder: Path, tmp_path:
         assert record['train/rollout_drift'] < 1e-5 and record['train/turns'] == 2
         assert 0 <= record['train/reward'] <= 2
     assert lines(tmp_path / 'completions.jsonl')
+
+
+def argv_of(folder: Path, output: Path, rows: str, *more: str) -> list[str]:
+    """The command line of a run that trains nothing."""
+    template = 'Messages' if rows == 'episodes' else 'Prompts'
+    words = ['--model_name_or_path', folder / 'model', '--train_datasets', folder / f'{rows}.jsonl', '--bf16', 'False']
+    words += ['--train_template', template, '--trust_remote_code', 'True', '--max_new_tokens', '8', *more]
+    return [*map(str, words), '--output_dir', str(output), '--temperature', '0', '--num_workers', '0']
+
+
+@pytest.mark.extended
+def test_which_dataset_holds_is_said_where_nothing_is_trained(folder: Path, tmp_path: Path) -> None:
+    def generated(*more: str) -> Any:
+        return run(argv_of(folder, tmp_path / 'out', 'episodes', *more), pair=ACTING, algorithm=Generate)[0]
+
+    def first_steps() -> list[list[float]]:
+        return [record['responses'][0]['actions'][0][0] for record in lines(tmp_path / 'out' / 'generations.jsonl')]
+
+    for more, words in (((), 'name one of bridge_orig, fractal20220817_data'), (('--action_dataset', 'b'), 'no stat')):
+        ended = generated(*more)
+        assert ended.code == 2 and words in ' '.join(ended.output.split())
+    ended = generated('--action_dataset', 'bridge_orig')
+    assert ended.code == 0, ended.output
+    narrow = first_steps()
+    ended = generated('--action_dataset', 'fractal20220817_data', '--overwrite_output_dir', 'True')
+    assert ended.code == 0, ended.output
+    for near, far in zip(narrow, first_steps(), strict=True):
+        # The same tokens: the first number lies in [-0.5, 0.5] of the one, in [-2, 2] of the other.
+        assert far[0] == pytest.approx(4 * near[0]) and far[1:] == pytest.approx(near[1:])
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('name', ['grpo', 'generate'])
+def test_vllm_is_refused_before_weights_are_read(name: str, folder: Path, tmp_path: Path) -> None:
+    more = ['--use_vllm', 'True', '--environment', f'{__file__}:Table', '--max_turns', '2', '--num_generations', '2']
+    argv = argv_of(folder, tmp_path, 'prompts', '--action_dataset', 'bridge_orig', *more)
+    if name == 'grpo':
+        argv += ['--gradient_checkpointing', 'False', '--model_max_length', '128', '--max_steps', '2']
+        argv[argv.index('--temperature') + 1] = '1'
+    kind = named('grpo') if name == 'grpo' else Generate
+    (ended,) = run(argv, pair=ACTING, algorithm=kind, before=reads_no_weights)
+    assert ended.code == 2 and 'vllm_cfgs.use_vllm: vLLM has no class of OpenVLA' in ended.output, ended.output
+
+
+def reads_no_weights(rank: int) -> None:
+    def never(*given: Any, **named: Any) -> Any:
+        raise AssertionError('weights are read')
+
+    PreTrainedModel.from_pretrained = never

@@ -78,7 +78,7 @@ def test_of_experts_those_count_that_a_token_goes_through(tiny):
     spec = load_spec(str(tiny('qwen3_omni_moe_thinker')), model_max_length=512)
 
     def weights() -> float:
-        return work_of_model(skeleton(spec.config), spec, recomputes=False).stacks['language_model'].weights
+        return work_of_model(skeleton(spec.config), spec, recomputes=0.0).stacks['language_model'].weights
 
     chosen = weights()
     spec.config.get_text_config().num_experts_per_tok = spec.config.get_text_config().num_experts

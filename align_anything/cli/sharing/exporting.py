@@ -18,6 +18,7 @@ from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.files import new_folder, trained_model_in
 from align_anything.core.registry import nearest
 from align_anything.engines.checkpoint import CARD_FILE
+from align_anything.models.action_space import FILE as ACTION_SPACE
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import ADAPTER_CONFIG, check_checkpoint, is_multimodal, read_config
 from align_anything.models.declared_codes import OF_ADAPTER
@@ -28,7 +29,7 @@ from align_anything.models.fewer_bits import quantise
 Format = Literal['merged', 'adapter', 'gguf', 'awq', 'gptq']
 FORMATS: tuple[Format, ...] = ('merged', 'adapter', 'gguf', 'awq', 'gptq')
 OPTIONS = {'names': ('adapter',), 'llama_cpp': ('gguf',), 'calibration': ('awq', 'gptq'), 'group_size': ('awq', 'gptq')}
-ADAPTER_FILES = (ADAPTER_CONFIG, 'adapter_model.safetensors', OF_ADAPTER, CARD_FILE)
+ADAPTER_FILES = (ADAPTER_CONFIG, 'adapter_model.safetensors', OF_ADAPTER, ACTION_SPACE, CARD_FILE)
 CONVERTER = 'convert_hf_to_gguf.py'
 LLAMA_CPP = 'LLAMA_CPP_ROOT'
 TOLD = 5

@@ -18,7 +18,7 @@ WEIGHTS = '.safetensors', '.gguf'
 KEPT = re.compile(
     # Of tokenizers and processors there are as many names as there are classes.
     r'.*config.*\.json|.*index\.json|tokenizer.*|.*tokens?_map.*\.json|added_tokens\.json|.*vocab.*\.(json|txt)|'
-    r'merges\.txt|normalizer\.json|chat_template.*|media_codes\.json|scores\.json|.*\.(model|tiktoken|jinja)|'
+    r'merges\.txt|normalizer\.json|chat_template.*|(media_codes|scores|action_space)\.json|.*\.(model|tiktoken|jinja)|'
     r'(LICEN[CS]E|NOTICE|USE_POLICY)[^/]*'
 )
 REASONS = {

@@ -24,16 +24,18 @@ from align_anything.models.export import export_model
 from align_anything.models.score import SCORE_HEAD
 
 
-def load_action_spec(source: str | Path, model_max_length: int | None = None, draws: int = 1) -> ActionSpec:
+def load_action_spec(
+    source: str | Path, model_max_length: int | None = None, draws: int = 1, base: str | None = None
+) -> ActionSpec:
     """Returns the rules of a checkpoint that acts, or of an adapter of one; reads no weights.
 
-    `draws` are draws of noise of each chunk, of models that denoise chunks. Raises ModelError where it has no action
-    space, or lacks something else.
+    `draws` are draws of noise of each chunk, of models that denoise chunks; `base` is the model under an adapter, None
+    for the one that it records. Raises ModelError where it has no action space, or lacks something else.
     """
     adapter = find_adapter(source)
-    base = source if adapter is None else adapter.require_base()
+    base = source if adapter is None else base or adapter.require_base()
     check_checkpoint(base)
-    config, space = read_config(base), read_action_space(source)
+    config, space = read_config(base), read_action_space(source, base)
     if config.model_type == 'pi0':
         return load_pi0_spec(base, draws=draws, space=space)
     if space is None:

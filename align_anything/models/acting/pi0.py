@@ -257,7 +257,7 @@ def _written(folder: Path) -> Mapping[str, Any]:
 
 def _space_of(written: Mapping[str, Any], config: Any) -> ActionSpace:
     if not all(name in written for name in OF_ACTIONS):
-        return ActionSpace(normalization='mean_std', chunk=config.chunk_size, executed=config.chunk_size)
+        return ActionSpace(normalization='mean_std', chunk=config.chunk_size, executed=config.chunk_size, pictures=None)
     mean, std = (tuple(map(float, written[name])) for name in OF_ACTIONS)
     # Mean-std normalisation reads neither bound; these are where a normal distribution has its percentiles.
     low, high = (tuple(m + sign * 2.326 * s for m, s in zip(mean, std, strict=True)) for sign in (-1, 1))
@@ -269,6 +269,7 @@ def _space_of(written: Mapping[str, Any], config: Any) -> ActionSpace:
         dataset=OF_CHECKPOINT,
         chunk=config.chunk_size,
         executed=config.chunk_size,
+        pictures=None,
     )
 
 

@@ -273,7 +273,8 @@ class ActionSpec:
         ids = piece.ids[piece.ids != OBSERVATION]
         if self.config.head == 'categorical':
             return [{'type': ACTION, ACTION: self.space.named([number])} for number in ids.tolist()]
-        rows = zip(piece.media[VALUES], piece.media[SAID], strict=True)
+        # Where nothing was done yet there is nothing beside the observations.
+        rows = zip(piece.media.get(VALUES, ()), piece.media.get(SAID, ()), strict=True)
         return [
             {
                 'type': ACTION,

@@ -11,6 +11,7 @@ from torch import nn
 from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
 from align_anything.core.logging import get_logger
+from align_anything.models.checkpointing import ALL_LAYERS, Checkpointing
 from align_anything.models.diffusion.families import spec_class
 from align_anything.models.diffusion.library import component_class, quiet, require_diffusers
 from align_anything.models.diffusion.opening import skeleton
@@ -145,12 +146,17 @@ def _load(spec: DiffusionSpec, name: str, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def enable_gradient_checkpointing(denoiser: nn.Module, spec: DiffusionSpec) -> None:
+def enable_gradient_checkpointing(denoiser: nn.Module, spec: DiffusionSpec, how: Checkpointing = ALL_LAYERS) -> None:
     """Makes the backward pass compute each block anew. Raises ModelError for a family that cannot, with the reason."""
+    if how.every > 1:
+        raise ModelError(
+            'train_cfgs.gradient_checkpointing_every_n_layers: diffusers computes all blocks of a denoiser again, or '
+            'none. Leave it out.'
+        )
     reason = spec.no_checkpointing
     if not reason:
         try:
-            denoiser.enable_gradient_checkpointing()
+            denoiser.enable_gradient_checkpointing(how.function)
             return
         except ValueError as error:
             reason = str(error)

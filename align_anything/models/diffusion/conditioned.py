@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from align_anything.models.checkpointing import FLAG
 
 LORA_TARGETS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')
 """Ends of the names of the linear layers of CLIP that adapters go on by default, as in the scripts of diffusers."""
@@ -26,13 +28,16 @@ class Conditioned(nn.Module):
         """Returns what the denoiser predicts."""
         return self.get_submodule(self.denoiser)(*args, **kwargs)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any]) -> None:
         """Makes the backward pass of all compute each block anew."""
         for name, network in self.named_children():
             if name == self.denoiser:
-                network.enable_gradient_checkpointing()
+                network.enable_gradient_checkpointing(gradient_checkpointing_func)
             else:
                 network.gradient_checkpointing_enable({'use_reentrant': False})
+                for module in network.modules():
+                    if FLAG in vars(module):
+                        module._gradient_checkpointing_func = gradient_checkpointing_func
 
 
 def token_ids(pipeline: Any, encoders: Iterable[str], prompts: Sequence[str]) -> dict[str, Tensor]:

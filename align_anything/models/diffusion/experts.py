@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +47,7 @@ class Experts(nn.Module):
                 idle = idle + 0 * output
         return (predicted + idle,)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any]) -> None:
         """Makes the backward pass of both compute each block anew."""
         for name in self.names:
-            self.get_submodule(name).enable_gradient_checkpointing()
+            self.get_submodule(name).enable_gradient_checkpointing(gradient_checkpointing_func)

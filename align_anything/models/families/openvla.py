@@ -104,6 +104,7 @@ class OpenVLASpec(OwnCodeSpec):
 
     placeholders = {'image': PLACEHOLDER}
     feature_token = FEATURE_TOKEN
+    not_in_vllm = 'vLLM has no class of OpenVLA, and runs no code that comes with a checkpoint in place of one'
     component_prefixes = {
         'vision_tower': ('vision_backbone',),
         'mm_proj': ('projector',),
@@ -161,6 +162,8 @@ def space_of(config: Any) -> ActionSpace | None:
         bins=bins,
         binning='openvla',
         statistics=statistics,
+        # What was done to pictures is in no file of the checkpoint.
+        pictures=None,
         tokens='tail',
         first_ids=(first,) * size,
     )

@@ -31,11 +31,11 @@ class Calls:
         if key in self._of_row or not rows:
             yield
             return
-        with _Counting() as counting:
+        with Counting() as counting:
             yield
         self._of_row[key] = counting.products / rows, counting.attention / rows
 
-    def flops(self, inputs: DenoisingInputs, model: nn.Module, guided: bool, recomputes: bool) -> dict[str, Flops]:
+    def flops(self, inputs: DenoisingInputs, model: nn.Module, guided: bool, recomputes: float) -> dict[str, Flops]:
         """Returns the operations of an update on rows of these shapes; none where none were computed yet.
 
         Convolutions and matrices have a gradient as far as their weights train. What follows no prompt goes forward
@@ -50,7 +50,7 @@ class Calls:
         forward = rows * (products + attention)
         backward = rows * (products * (1 + trained / every) + 2 * attention) if trained else 0.0
         weak = forward if guided and inputs.unconditional is not None else 0.0
-        return {DENOISER: Flops(forward + weak, backward, forward if recomputes and trained else 0.0)}
+        return {DENOISER: Flops(forward + weak, backward, forward * recomputes if trained else 0.0)}
 
 
 def _shapes(inputs: DenoisingInputs) -> Any:
@@ -58,7 +58,7 @@ def _shapes(inputs: DenoisingInputs) -> Any:
     return tuple(inputs.sample.shape[1:]), tuple(conditions)
 
 
-class _Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):
     """Adds up the operations of matrix products and convolutions, and of attention."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.losses.nft import contrast
-from align_anything.models.work import recomputes
+from align_anything.models.checkpointing import share_recomputed
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
 from align_anything.policies.denoising.flops import Calls
 from align_anything.policies.denoising.noise import error
@@ -132,7 +132,7 @@ class DenoisingPolicy(nn.Module):
         """
         if not batch.stats.get('examples'):
             return {}
-        again = recomputes(self.model)
+        again = share_recomputed(self.model)
         found = self._calls.flops(batch.inputs, self.model, self.collate.guidance.is_on, again)
         if batch.unmatched is None:
             return found

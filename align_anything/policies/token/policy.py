@@ -14,8 +14,9 @@ from align_anything.core.errors import ModelError
 from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
+from align_anything.models.checkpointing import share_recomputed
 from align_anything.models.frames import FURTHER, WritesFrames
-from align_anything.models.work import Work, recomputes, work_of_model
+from align_anything.models.work import Work, work_of_model
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.flops import flops_of
 from align_anything.policies.token.heads import Guidance, among, make_head
@@ -122,7 +123,7 @@ class TokenPolicy(nn.Module):
 
     @cached_property
     def _work(self) -> Work:
-        return work_of_model(self.model, self.collate.spec, recomputes(self.model))
+        return work_of_model(self.model, self.collate.spec, share_recomputed(self.model))
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Divides what goes into the softmax by `temperature` from now on, behind the soft cap.

@@ -12,7 +12,7 @@ from typing import Any
 
 from align_anything.core.errors import AlignAnythingError, SampleError
 from align_anything.core.registry import nearest
-from align_anything.core.types import MEDIA_KINDS, Media, decoded_medium
+from align_anything.core.types import ACTION, MEDIA_KINDS, Media, decoded_medium, words_of
 from align_anything.datasets.media import decode
 from align_anything.serve.chat.screen import UNDECODED, Screen
 from align_anything.serve.chat.talk import PATH, Talk
@@ -162,8 +162,8 @@ class Chat:
                     problems[number] = item
                     continue
                 path = ''
-                if item['type'] == 'text':
-                    texts[number] += item['text']
+                if item['type'] in ('text', ACTION):
+                    texts[number] += words_of([item])
                 else:
                     medium = decoded_medium(item)
                     path = '' if medium is None else str(self.screen.write(item['type'], medium))
@@ -180,7 +180,7 @@ def add_part(parts: list[Part], part: Part, path: str) -> None:
     """Adds a part of an answer, text to the text before it."""
     if part['type'] == 'text' and parts and parts[-1]['type'] == 'text':
         parts[-1] = {'type': 'text', 'text': parts[-1]['text'] + part['text']}
-    elif part['type'] == 'text' or path:
+    elif part['type'] in ('text', ACTION) or path:
         parts.append({**part, PATH: path} if path else dict(part))
 
 

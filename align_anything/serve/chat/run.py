@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import SettingsError
 from align_anything.serve.door import read_keys
-from align_anything.serve.settings import Chat, name_of
+from align_anything.serve.settings import ANY, Chat, name_of
 from align_anything.trainers.launch import quieten_libraries, settings_of
-from align_anything.trainers.pairs import find_pair
 
 if TYPE_CHECKING:
     from align_anything.serve.chat.loop import ReadLine
@@ -32,7 +31,7 @@ def chat(
 ) -> None:
     """Talks with what the settings name until the lines end. Raises SettingsError and ModelError before it does."""
     lines, out = lines or sys.stdin, out or sys.stdout
-    resolved = settings_of(find_pair('any_to_any'), Chat, argv, os.environ if environ is None else environ)
+    resolved = settings_of(ANY, Chat, argv, os.environ if environ is None else environ)
     quieten_libraries()
     talkers = open_talkers(resolved)
     if resolved.dry_run:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from align_anything.core.errors import SampleError
 from align_anything.core.files import atomic_write_bytes
-from align_anything.core.types import MediaKind, decoded_medium
+from align_anything.core.types import ACTION, MediaKind, decoded_medium, words_of
 from align_anything.datasets.media.writing import files_of
 
 BROKEN = '\ufffd'
@@ -43,10 +43,14 @@ class Screen:
             self.say('')
 
     def part(self, part: dict[str, Any]) -> str:
-        """Shows a part of an answer; returns the path of a medium, an empty text for words."""
+        """Shows a part of an answer; returns the path of a medium, an empty text for words and actions."""
         kind = part['type']
         if kind == 'text':
             self.say(shown(part['text']), end='')
+            return ''
+        if kind == ACTION:
+            self.end_line()
+            self.say(shown(words_of([part])))
             return ''
         medium = decoded_medium(part)
         if medium is None:

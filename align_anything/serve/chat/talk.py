@@ -10,7 +10,8 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.files import atomic_write_json
-from align_anything.core.types import MEDIA_KINDS, MediaKind, Message
+from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind, Message
+from align_anything.datasets.spoken_actions import actions_of
 
 Part = dict[str, Any]
 PATH = 'path'
@@ -105,7 +106,7 @@ class Talk:
             systems = [own[0]['content'][0]['text'] for own in found if own and own[0]['role'] == 'system']
         except OSError as error:
             raise SampleError(f'{file} cannot be read: {error.strerror}.') from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, SampleError) as error:
             raise SampleError(f'{file} holds no saved conversation.') from error
         if len(found) not in (1, len(self.names)):
             raise SampleError(f'{file} holds {len(found)} conversations, and there are {len(self.names)} here.')
@@ -122,13 +123,15 @@ def _question(turns: Sequence[Message]) -> Message | None:
 
 
 def _read(part: Part) -> Part:
-    return {key: value for key, value in part.items() if key in ('type', 'text', *MEDIA_KINDS)}
+    return {key: value for key, value in part.items() if key in ('type', 'text', ACTION, *MEDIA_KINDS)}
 
 
 def _saved(part: Part) -> Part:
     kind = part['type']
     if kind == 'text':
         return {'type': 'text', 'text': part['text']}
+    if kind == ACTION:
+        return {'type': ACTION, ACTION: actions_of('an answer', part[ACTION]).plain}
     return {'type': kind, kind: str(Path(part.get(PATH) or part[kind]).absolute())}
 
 
@@ -138,6 +141,8 @@ def _turn(record: dict[str, Any]) -> Message:
         raise ValueError(role)
     parts = [{'type': 'text', 'text': content}] if isinstance(content, str) else [_read(part) for part in content]
     for part in parts:
-        if not isinstance(part[part['type']], str):
+        if part['type'] == ACTION:
+            actions_of('an answer', part[ACTION])
+        elif not isinstance(part[part['type']], str):
             raise TypeError(part['type'])
     return {'role': role, 'content': parts}

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.core.types import MEDIA_KINDS, Media, MediaKind, Message
+from align_anything.core.types import ACTION, MEDIA_KINDS, Media, MediaKind, Message
 from align_anything.datasets.media import decode
 from align_anything.datasets.media.writing import data_uri
+from align_anything.datasets.spoken_actions import actions_of
+from align_anything.models.acting.known import ACTS
 from align_anything.serve.messages import written
 from align_anything.trainers.runs.generator import Generator
 
@@ -66,7 +68,8 @@ class LocalTalker:
     def answer(self, turns: Sequence[Message], seed: int) -> Iterator[Part]:
         """As `Talker.answer`. A denoiser is shown the last turn alone: it knows no conversations."""
         generator = self._generator
-        shown = list(turns[-1:]) if generator.spec.unit != 'token' else [self._readable(turn) for turn in turns]
+        converses = generator.spec.unit in ('token', *ACTS)
+        shown = [self._readable(turn) for turn in turns] if converses else list(turns[-1:])
         example = generator.encode(shown, reserved=1)
         sampling = replace(generator.sampling, responses=1, seeds=(seed,))
         if generator.spec.unit == 'token':
@@ -137,6 +140,8 @@ class RemoteTalker:
 
 def sent(turn: Message) -> dict[str, Any]:
     """Returns a turn as it is sent to a server: media as data URIs. Raises SampleError for files that are not there."""
+    if done := [part[ACTION] for part in turn['content'] if part['type'] == ACTION]:
+        return {'role': turn['role'], 'content': '', 'actions': [actions_of('an answer', own).plain for own in done]}
     parts = [_sent_part(part) for part in turn['content']]
     if all(part['type'] == 'text' for part in parts):
         return {'role': turn['role'], 'content': ''.join(part['text'] for part in parts)}
@@ -180,6 +185,8 @@ def _parts_of(chunk: Mapping[str, Any]) -> Iterator[Part]:
             yield {'type': 'text', 'text': delta['content']}
         for call in delta.get('tool_calls') or []:
             yield {'type': 'text', 'text': json.dumps(call.get('function'), ensure_ascii=False)}
+        for done in delta.get('actions') or []:
+            yield {'type': ACTION, ACTION: actions_of('the answer', done)}
         for kind in MEDIA_KINDS:
             for part in delta.get(f'{kind}s') or []:
                 yield {'type': kind, kind: decode(Media(kind, part[f'{kind}_url']['url']))}

@@ -18,18 +18,17 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import AlignAnythingError, SampleError, SettingsError
-from align_anything.core.types import MEDIA_KINDS, Media, Message, decoded_medium
+from align_anything.core.types import ACTION, MEDIA_KINDS, Media, Message, decoded_medium, words_of
 from align_anything.datasets.media import decode
 from align_anything.serve.chat.loop import SEEDS, add_part, spoken_by
 from align_anything.serve.chat.run import open_talkers
 from align_anything.serve.chat.screen import write_medium
 from align_anything.serve.chat.talk import PATH, Talk
 from align_anything.serve.chat.talkers import Talker
-from align_anything.serve.settings import Chat
+from align_anything.serve.settings import ANY, Chat
 from align_anything.serve.ui.paths import Root
 from align_anything.serve.ui.preview import asked_for, outside
 from align_anything.trainers.launch import quieten_libraries, resolved_of
-from align_anything.trainers.pairs import find_pair
 
 Part = dict[str, Any]
 PAUSE = 0.1
@@ -87,7 +86,7 @@ def chat_settings(source: str, settings: Sequence[str], root: Root) -> Resolved:
         raise SettingsError(problems)
     if any(word.partition('=')[0] in ('--help', '-h') for word in words):
         raise SettingsError(['`align-anything chat --help` lists the settings.'])
-    resolved = resolved_of(find_pair('any_to_any'), Chat, words, os.environ)
+    resolved = resolved_of(ANY, Chat, words, os.environ)
     problems = root.problems(asked_for(resolved))
     if problems:
         raise SettingsError(problems)
@@ -163,7 +162,7 @@ class Session:
         return [{'role': turn['role'], 'content': [_shown(part) for part in turn['content']]} for turn in turns]
 
     def _file_of(self, part: Part) -> str:
-        medium = None if part['type'] == 'text' else decoded_medium(part)
+        medium = None if part['type'] in ('text', ACTION) else decoded_medium(part)
         return '' if medium is None else str(write_medium(self.folder, part['type'], medium))
 
 
@@ -173,8 +172,8 @@ def problem_of(error: AlignAnythingError) -> list[str]:
 
 
 def _shown(part: Part) -> Part:
-    if part['type'] == 'text':
-        return {'type': 'text', 'text': part['text']}
+    if part['type'] in ('text', ACTION):
+        return {'type': 'text', 'text': words_of([part])}
     return {'path': str(part.get(PATH) or part[part['type']])}
 
 

@@ -49,6 +49,7 @@ __all__ = [
 """What is the same for all models that act."""
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('router_aux_loss_coef', 'layout', 'code_loss_over', 'eval_max_new_tokens')),
+    *(f'train_cfgs.{key}' for key in ('gradient_checkpointing_every_n_layers', 'activation_offloading')),
     *(f'data_cfgs.{key}' for key in ('emitted_loss_weights',)),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'attn_implementation', 'chat_template')),
     *(f'model_cfgs.{key}' for key in ('processor_kwargs', 'feature_cache_dir', 'max_new_tokens', 'top_p', 'top_k')),
@@ -66,7 +67,9 @@ def make_collator(cfgs: RunCfgs, spec: ActionSpec, pair: Pair, algorithm: Algori
     A window may have been any of an episode that is as long as the model reads, as SPOC trains it.
     """
     head = make_head(spec.config.head, mean=algorithm.has_ratios)
-    window = cfgs.data_cfgs.sliding_window if algorithm.task == 'supervised' else None
+    data = cfgs.data_cfgs
+    window = data.sliding_window or (1 if data.windows == 'all' else None)
+    window = window if algorithm.task == 'supervised' else None
     latest = 0 if window is None else max(0, spec.config.max_steps - window)
     return ActionCollator(spec, head, behind=algorithm.scores != 'tokens', latest=latest, seed=cfgs.train_cfgs.seed)
 

@@ -14,14 +14,7 @@ from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation, Media, Skipped
-from align_anything.datasets.action_statistics import Seen, seen_in
-from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.spoken_actions import STATE
-from align_anything.models.acting.known import ACTS
-from align_anything.models.action_codes import at_the_tail
-from align_anything.models.action_space import act_in
-from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.action_datasets import (
+from align_anything.datasets.action_datasets import (
     datasets_of,
     is_normalised,
     lacking,
@@ -30,7 +23,15 @@ from align_anything.trainers.runs.action_datasets import (
     with_published,
     with_statistics,
 )
-from align_anything.trainers.runs.parallel_actions import require_parallel
+from align_anything.datasets.action_statistics import Seen, seen_in
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.spoken_actions import STATE
+from align_anything.models.acting.known import ACTS
+from align_anything.models.acting.published import problems_of_version
+from align_anything.models.action_codes import at_the_tail
+from align_anything.models.action_space import act_in
+from align_anything.models.family import FamilySpec
+from align_anything.policies.token.plan import require_parallel
 
 logger = get_logger(__name__)
 
@@ -56,6 +57,8 @@ def acting(
     vocabulary cannot stand for actions, and DataError for rows whose actions have nothing in common.
     """
     asked, source = cfgs.action_cfgs, cfgs.model_cfgs.model_name_or_path
+    if asked.model_version is not None:
+        _require_version(spec, asked.model_version, source)
     known = kept or spec.space
     space = known or _new_space(asked, source)
     _check_asked(asked, spec.space, source)
@@ -86,9 +89,18 @@ def acting(
         spec.act_in(space)
     else:
         act_in(spec, space)
-        require_parallel(cfgs, spec, algorithm)
+        require_parallel(cfgs, spec, judges=algorithm.scores == 'responses')
     logger.info('actions: %s', told(space))
     _tell_unread_states(spec, rows)
+
+
+def _require_version(spec: FamilySpec, version: str, source: Any) -> None:
+    problems = problems_of_version(spec.config, version)
+    if problems:
+        raise ModelError(
+            f'action_cfgs.model_version: {source} is no {version}: {"; ".join(problems)}. The checkpoint says how '
+            'large it is: name another one, or leave model_version out (null).'
+        )
 
 
 def told(space: ActionSpace) -> str:
@@ -101,12 +113,13 @@ def told(space: ActionSpace) -> str:
         '': 'a head of their own',
     }[space.tokens]
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
-    bins = f', {space.bins} {space.binning} bins, {space.normalization}' if space.dimensions else ''
+    cut = f', {space.bins} {space.binning} bins' if space.first_ids else ''
+    bins = f'{cut}, {space.normalization}' if space.dimensions else ''
     at_once = ' said at once' if space.decoding == 'parallel' else ''
     return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
 
 
-def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any]:
+def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any] | None:
     """What is done to pictures: the same in all data of a policy, and in its environments.
 
     The first pictures of each source tell, since it is their template that says so.
@@ -117,7 +130,7 @@ def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, s
             f'some pictures of the training data are turned or scaled otherwise than others: {found}. A policy sees '
             'all of them alike.'
         )
-    if is_known and found and found[0] != dict(space.pictures):
+    if is_known and found and space.pictures is not None and found[0] != dict(space.pictures):
         raise DataError(
             f'{source} saw pictures with {dict(space.pictures) or "nothing"} done to them, and the training data have '
             f'{found[0] or "nothing"}: they would be upside down to it. Give the template the same options.'

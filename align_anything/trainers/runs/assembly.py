@@ -24,7 +24,7 @@ from align_anything.models.trainable import learning_rates
 from align_anything.policies.base import Collator, Policy
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import action_models, flow_models, pipelines, token_models
-from align_anything.trainers.runs.settings import dtype_of, engine_config, precision_of
+from align_anything.trainers.runs.settings import dtype_of, engine_config, precision_of, told_of_activations
 
 logger = get_logger(__name__)
 
@@ -176,6 +176,9 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     )
     attention = cfgs.model_cfgs.attn_implementation
     logger.info('in force: %s, %s, optimizer %s, %s', engine.in_force, precision_of(cfgs), optimizer_name, attention)
+    logger.info('activations: %s', told_of_activations(cfgs))
+    if train.activation_offloading and engine.device.type == 'cpu':
+        logger.warning('train_cfgs.activation_offloading: on a CPU activations are in host memory anyway.')
     engine.check()
     logger.info('layout: %s', policy.collate.layout)
     if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:

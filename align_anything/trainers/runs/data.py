@@ -20,6 +20,7 @@ from align_anything.core.buckets import histogram
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import ACTION, NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.datasets.action_datasets import by_dataset, datasets_of
 from align_anything.datasets.buckets import BucketSampler
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
@@ -49,7 +50,6 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
-from align_anything.trainers.runs.action_datasets import by_dataset, datasets_of
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.settings import codes_of_run, data_ranks, spec_of
 from align_anything.trainers.runs.windows import sampler_of_all_windows, windows_of

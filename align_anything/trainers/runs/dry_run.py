@@ -61,7 +61,13 @@ from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
-from align_anything.trainers.runs.settings import data_ranks, engine_config, objective_of, precision_of
+from align_anything.trainers.runs.settings import (
+    data_ranks,
+    engine_config,
+    objective_of,
+    precision_of,
+    told_of_activations,
+)
 from align_anything.trainers.runs.verdict import verdict
 from align_anything.trainers.runs.windows import windows_of
 
@@ -300,6 +306,7 @@ def _plan(
         f'{train.gradient_accumulation_steps} accumulated × {ranks} {in_words}',
         'optimizer steps': f'{steps:,}',
         'engine': f'{sharer_of(config)}, {precision_of(cfgs)}, {optimizer}',
+        'activations': told_of_activations(cfgs),
         'layout': f'{layout} (checked on the model before the first step)',
         **({'features kept': ', '.join(cached)} if cached else {}),
     }.items():

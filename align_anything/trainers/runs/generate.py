@@ -12,13 +12,14 @@ from typing import Any
 
 from align_anything.algorithms.generate import Generate
 from align_anything.configs.generation import GenerationRunCfgs
+from align_anything.configs.online import COST
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
 from align_anything.core.distributed import all_gather_object, broadcast_object, is_main, rank, world_size
 from align_anything.core.errors import DataError, SettingsError
 from align_anything.core.files import atomic_write_json, atomic_write_text
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Example, Skipped
+from align_anything.core.types import ACTION, Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts, as_prompts
@@ -38,7 +39,7 @@ from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.acting import problems_of_acting
 from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
-from align_anything.trainers.runs.data import open_sources, probe, probed
+from align_anything.trainers.runs.data import open_sources, probe, probed, unread_dataset
 from align_anything.trainers.runs.generations import Record, Scored, asked_of, numbers_of, pair_of, record_of, turns_of
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
 from align_anything.trainers.runs.judges import open_judges
@@ -96,8 +97,8 @@ class Totals:
 
     def summary(self) -> dict[str, Any]:
         """The counts, and the means of the scores."""
-        # Episodes of whose success nobody told had none, where others were told of.
-        more = {SUCCESS: self.unsaid}
+        # Where others were told of, episodes of whose success nobody told had none, and without costs cost nothing.
+        more = {SUCCESS: self.unsaid, COST: max(0, self.counts.get('turns', 0) - self.counts.get(COST, 0))}
         means = {name: self.sums[name] / (self.counts[name] + more.get(name, 0)) for name in sorted(self.sums)}
         failed = {FAILED: self.failed_episodes} if self.failed_episodes else {}
         return {**{name: vars(self)[name] for name in NUMBERS}, **failed, 'means': means}
@@ -131,7 +132,9 @@ def generate(
         check_unused(resolved.cfgs)
     sources = open_sources(resolved.cfgs, pair.writes, resolved.cfgs.environment_cfgs.environment is not None)
     probe(sources, pair, algorithm, resolved.cfgs.data_cfgs.train_on)
-    resolved, pair, spec = open_spec(resolved, pair)
+    acts, train_on = ACTION in pair.writes, resolved.cfgs.data_cfgs.train_on
+    rows = unread_dataset(sources.training, pair, algorithm, train_on) if acts else None
+    resolved, pair, spec = open_spec(resolved, pair, rows)
     cfgs = resolved.cfgs
     models = cfgs.model_cfgs
     rewards = make_rewards(cfgs) if _asks_rewards(cfgs) else []

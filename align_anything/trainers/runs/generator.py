@@ -19,9 +19,11 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import ModelError, SampleError, SettingsError
 from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Example, Message, Response
 from align_anything.datasets.conversation import bind_media
+from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.media import decode_conversations
 from align_anything.datasets.prompts import PromptTask
 from align_anything.engines.process_group import device_of_rank
+from align_anything.models.acting.known import ACTS
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.diffusion.checkpoint import is_pipeline
@@ -115,6 +117,9 @@ class Generator:
             if kind not in self.spec.reads | self.spec.emits:
                 reads = ', '.join(['text', *sorted(self.spec.reads)])
                 raise SampleError(f'the conversation holds {kind} media, but the model reads {reads}')
+        acts = any(part['type'] == ACTION for turn in written for part in turn['content'])
+        if acts and ACTION not in self.spec.emits:
+            raise SampleError('the conversation holds actions, but the model does not act')
         (decoded,) = decode_conversations([written])
         task = PromptTask(self.spec.encode_prompt, self.longest(reserved), self.guided)
         example = task.encode([self.prepare(decoded)])
@@ -172,22 +177,23 @@ class Generator:
 
 
 def open_spec(
-    resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair | None = None
+    resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair | None = None, rows: ExampleDataset | None = None
 ) -> tuple[Resolved[GenerationRunCfgs, Generating], Pair, Spec]:
     """Returns the settings as the kind of model makes them, the pair, and the rules of the family; reads no weights.
 
-    `pair` None is whatever the model reads and writes. Raises SettingsError and ModelError for a checkpoint that
-    generates nothing, or not what the pair is about, and for settings that mean nothing for it.
+    `pair` None is whatever the model reads and writes; `rows` are prompts that are answered, formatted and not decoded.
+    Raises SettingsError and ModelError for a checkpoint that generates nothing, or not what the pair is about, and for
+    settings that mean nothing for it; DataError for prompts whose pictures are turned otherwise than the model learned.
     """
     require_generating(resolved.cfgs.model_cfgs.model_name_or_path)
     resolved = with_model_defaults(resolved)
     cfgs = resolved.cfgs
     spec, source = spec_of(cfgs), cfgs.model_cfgs.model_name_or_path
     pair = pair or pair_of(spec)
-    if ACTION in pair.writes:
-        acting(cfgs, spec, resolved.algorithm)
-    else:
+    if ACTION not in pair.writes:
         _require_no_actions(cfgs, source)
+    elif spec.unit == 'token' or spec.unit in ACTS:
+        acting(cfgs, spec, resolved.algorithm, rows)
     require_same_actions(cfgs.environment_cfgs, spec)
     spec.codes = codes_of_run(cfgs, pair, resolved.algorithm, spec)
     require_readable(pair, spec, source)
@@ -195,7 +201,8 @@ def open_spec(
     if spec.unit != 'token' and not spec.emits & pair.writes:
         raise ModelError(
             f"{source} (model_type '{spec.model_type}') writes {' and '.join(sorted(spec.emits))} and no text, but "
-            f"answers of the pair '{pair.name}' are text: choose a pair such as text_to_{min(spec.emits)}."
+            f"answers of the pair '{pair.name}' are text: choose a pair such as "
+            f'{"text_video_to_action" if spec.unit in ACTS else f"text_to_{min(spec.emits)}"}.'
         )
     if cfgs.model_cfgs.guidance_scale is None:
         scale = usual_guidance(spec) if spec.unit == 'denoising step' else 1.0
@@ -230,13 +237,19 @@ def generator_of(resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair, 
     sampling = kind.sampling_of(resolved, pair, spec, 1)
     rollouts, prepare = kind.open_frozen(resolved, spec, sampling, live)
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
-    options = {name: {**own, **heard.get(name, {})} for name, own in media_options(cfgs.data_cfgs).items()}
+    # What is shown to a model that acts is turned as what it learned from; rows of data say that themselves.
+    space = spec.space if live and ACTION in spec.emits else None
+    turned = {} if space is None else {'image': space.pictures or {}}
+    options = {
+        name: {**own, **heard.get(name, {}), **turned.get(name, {})}
+        for name, own in media_options(cfgs.data_cfgs).items()
+    }
     return Generator(pair, spec, sampling, rollouts, device_of_rank(), options, prepare, is_guided(cfgs.model_cfgs))
 
 
 def pair_of(spec: Spec) -> Pair:
     """The pair of whatever a model reads and writes."""
-    if spec.codes is not None and ACTION in spec.codes.kinds:
+    if spec.unit in ACTS or (spec.codes is not None and ACTION in spec.codes.kinds):
         return Pair('text_video_to_action', spec.reads, frozenset({ACTION}), writes_text=False)
     writes_text = spec.unit == 'token' and not (spec.codes is not None and spec.codes.wordless)
     return Pair('any_to_any', spec.reads, spec.emits - {ACTION}, writes_text=writes_text)

@@ -35,7 +35,7 @@ from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.kernels import kernel_of
-from align_anything.trainers.runs.settings import dtype_of
+from align_anything.trainers.runs.settings import checkpointing_of, dtype_of
 
 EMBEDDED = 3.5
 """What guidance-distilled denoisers are told where they generate."""
@@ -145,8 +145,9 @@ def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algori
 
 
 def _tuned(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> nn.Module:
-    if cfgs.train_cfgs.gradient_checkpointing:
-        enable_gradient_checkpointing(model, spec)
+    how = checkpointing_of(cfgs)
+    if how is not None:
+        enable_gradient_checkpointing(model, spec, how)
     if not cfgs.lora_cfgs.use_lora:
         # As it was loaded: constants that the architecture holds as parameters stay.
         return model
@@ -246,6 +247,10 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
                 'data_cfgs.streaming: the rows of a stream cannot be encoded before training, and pipelines need that. '
                 'Set it to False.'
             ]
+        )
+    if spec.no_checkpointing and resolved.cfgs.train_cfgs.activation_offloading:
+        raise SettingsError(
+            [f'train_cfgs.activation_offloading: {spec.model_type} trains without. {spec.no_checkpointing}']
         )
     started = resolved.cfgs.diffusion_cfgs.lora_weights
     if started is not None:

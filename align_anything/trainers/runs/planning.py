@@ -21,6 +21,7 @@ from align_anything.core.flops import Accelerator, Flops
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models import structure
 from align_anything.models.activations import activations_of
+from align_anything.models.checkpointing import ALL_LAYERS
 from align_anything.models.lora import apply_lora
 from align_anything.models.trainable import count
 from align_anything.models.work import Sizes, Span, Work, patch_area, work_of_model
@@ -168,11 +169,11 @@ def plan(config: Any, algorithm: Algorithm, asked: Asked) -> Plan:
         raise SettingsError([f'--algorithm: {algorithm.name} trains nothing, so there is nothing to plan.'])
     spec = Architecture(config, structure.components(config))
     plain = structure.skeleton(config).to(torch.bfloat16)
-    frozen = work_of_model(plain.requires_grad_(False), spec, recomputes=False)
+    frozen = work_of_model(plain.requires_grad_(False), spec, recomputes=0.0)
     weights = sum(count(parameter) for parameter in plain.parameters())
     model = _tuned(structure.skeleton(config).to(torch.bfloat16), spec, asked.use_lora)
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    work = work_of_model(model, spec, recomputes=True)
+    work = work_of_model(model, spec, recomputes=1.0)
     sizes = _sizes(spec, algorithm, asked)
     passes = _passes(work, frozen, algorithm, sizes)
     choices = list(_choices(model, plain, spec, algorithm, asked, passes, sizes))
@@ -243,7 +244,7 @@ def _choices(
         if algorithm.generates:
             memory |= {role.replace('_', ' '): memory['policy'] for role in algorithm.critics}
         held = sum(own.total for own in memory.values())
-        row = activations_of(model, spec, row_tokens, HALF, recomputes=True)
+        row = activations_of(model, spec, row_tokens, HALF, ALL_LAYERS)
         rows = 1
         while 2 * rows <= per_device and held + 2 * rows * row <= capacity:
             rows *= 2

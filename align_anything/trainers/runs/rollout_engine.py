@@ -122,6 +122,8 @@ def sampling_of(
     token_sampling.check_kinds('train_cfgs.emitted_advantage_weights', weighed, sampling)
     written = [] if sampling.emit is None else [*sampling.emit.grids]
     check_readable(resolved.cfgs.reward_cfgs.reward_functions, written, spec.codes)
+    if resolved.cfgs.vllm_cfgs.use_vllm:
+        check_vllm_emission(spec, sampling)
     require_acting(resolved.cfgs, spec)
     if resolved.cfgs.vllm_cfgs.use_vllm:
         check_vllm_emission(spec, sampling)
@@ -194,11 +196,10 @@ def open_answers(cfgs: RunCfgs, policy: Engine, spec: FamilySpec, sampling: Samp
 
 
 def _vllm_engine(cfgs: OnlineRunCfgs, spec: FamilySpec, sampling: Sampling) -> WeightedEngine:
-    """The engine of vLLM, here or on servers, without weights yet. Raises SettingsError for what it cannot sample."""
+    """The engine of vLLM, here or on servers, without weights yet."""
     source, settings = cfgs.model_cfgs.model_name_or_path, cfgs.vllm_cfgs
     adapter = find_adapter(source)
     source, urls = source if adapter is None else adapter.require_base(), settings.vllm_server_urls
-    check_vllm_emission(spec, sampling)
     options = replace(_options(cfgs), grammar=spec.codes is not None)
     backend = None if settings.vllm_server_transfer == 'http' else settings.vllm_server_transfer
     return (

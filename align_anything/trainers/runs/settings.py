@@ -24,6 +24,7 @@ from align_anything.engines.optim import choose_optimizer
 from align_anything.engines.step import Objective
 from align_anything.models.acting.checkpoint import load_action_spec
 from align_anything.models.acting.known import is_acting
+from align_anything.models.checkpointing import Checkpointing
 from align_anything.models.codes import MediaCodes
 from align_anything.models.diffusion.checkpoint import is_pipeline
 from align_anything.models.diffusion.checkpoint import load_spec as load_pipeline_spec
@@ -45,6 +46,23 @@ def precision_of(cfgs: RunCfgs) -> str:
 def dtype_of(cfgs: RunCfgs) -> torch.dtype:
     """The type of the run's precision."""
     return DTYPES[precision_of(cfgs)]
+
+
+def checkpointing_of(cfgs: RunCfgs) -> Checkpointing | None:
+    """How activations are computed again, None where they are kept."""
+    train = cfgs.train_cfgs
+    if not train.gradient_checkpointing:
+        return None
+    return Checkpointing(train.gradient_checkpointing_every_n_layers, train.activation_offloading)
+
+
+def told_of_activations(cfgs: RunCfgs) -> str:
+    """Says which activations are kept for the backward pass, and where."""
+    how = checkpointing_of(cfgs)
+    if how is None:
+        return 'all kept'
+    layers = 'all layers' if how.every == 1 else f'the first of every {how.every} layers'
+    return f'{layers} recomputed' + (', their inputs in host memory' if how.offload else '')
 
 
 def data_ranks(cfgs: RunCfgs) -> tuple[int, int]:

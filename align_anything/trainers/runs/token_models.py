@@ -36,7 +36,7 @@ from align_anything.policies.token.plan import fit_attention, plan_batches
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.model_checks import check_freezing, require_reference_reads
-from align_anything.trainers.runs.settings import dtype_of, sharing_of
+from align_anything.trainers.runs.settings import checkpointing_of, dtype_of, sharing_of
 
 
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm) -> TokenCollator:
@@ -100,8 +100,9 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm
     )
     if freezes:
         require_still(tuned, spec.components, 'generation', f'{algorithm.name} scores the first code of each frame')
-    if train.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
+    how = checkpointing_of(cfgs)
+    if how is not None:
+        enable_gradient_checkpointing(model, how)
     return tuned
 
 
@@ -131,7 +132,7 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.M
 def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int) -> float:
     """About how many bytes the model keeps of so many tokens for its backward pass."""
     own = -(-size // cfgs.train_cfgs.sequence_parallel_size)
-    return activations_of(model, spec, own, dtype_of(cfgs).itemsize, cfgs.train_cfgs.gradient_checkpointing)
+    return activations_of(model, spec, own, dtype_of(cfgs).itemsize, checkpointing_of(cfgs))
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:

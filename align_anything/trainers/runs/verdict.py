@@ -75,6 +75,8 @@ def changes(cfgs: RunCfgs, offloads: bool) -> Iterator[tuple[str, RunCfgs]]:
         steps.append(('train_cfgs', {'bf16': True}))
     if not train.gradient_checkpointing:
         steps.append(('train_cfgs', {'gradient_checkpointing': True}))
+    if train.gradient_checkpointing_every_n_layers > 1:
+        steps.append(('train_cfgs', {'gradient_checkpointing_every_n_layers': 1}))
     if rows > 1 and train.max_length_per_batch is None:
         accumulated = rows * train.gradient_accumulation_steps
         steps.append(('train_cfgs', {'per_device_train_batch_size': 1, 'gradient_accumulation_steps': accumulated}))
@@ -82,6 +84,8 @@ def changes(cfgs: RunCfgs, offloads: bool) -> Iterator[tuple[str, RunCfgs]]:
         steps.append(('train_cfgs', {'ds_cfgs': 'ds_z3_config.json'}))
     if not cfgs.lora_cfgs.use_lora:
         steps.append(('lora_cfgs', {'use_lora': True}))
+    if offloads and not train.activation_offloading:
+        steps.append(('train_cfgs', {'activation_offloading': True}))
     if offloads and not offloads_optimizer(config) and train.engine == 'fsdp':
         steps.append(('train_cfgs', {'fsdp_cpu_offload': True}))
     elif offloads and not offloads_optimizer(config):

@@ -278,3 +278,9 @@ def test_a_hub_that_refuses_is_one_line(
 def test_a_name_that_is_none_is_refused_before_anything(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match='REPO_ID: .*owner/name'):
         send(None, 'a/b/c')
+
+
+def test_what_actions_mean_goes_along(tmp_path: Path) -> None:
+    for name in ('model.safetensors', 'action_space.json', 'action_statistics.json'):
+        (tmp_path / name).write_text('{}')
+    assert {path.name for path in model_files(tmp_path).kept} == {'model.safetensors', 'action_space.json'}

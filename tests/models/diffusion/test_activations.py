@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from align_anything.core.errors import ModelError
+from align_anything.models.checkpointing import Checkpointing
 from align_anything.models.diffusion.activations import kept_for_backward
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
@@ -72,7 +74,12 @@ def test_blocks_that_are_computed_anew_keep_less(tiny: Tiny) -> None:
     whole = kept_for_backward(spec, denoiser_skeleton(spec), 1, torch.float32)
     recomputing = denoiser_skeleton(spec)
     enable_gradient_checkpointing(recomputing, spec)
-    assert kept_for_backward(spec, recomputing, 1, torch.float32) < 0.8 * whole
+    kept_there = kept_for_backward(spec, recomputing, 1, torch.float32)
+    assert kept_there < 0.8 * whole
+    enable_gradient_checkpointing(recomputing, spec, Checkpointing(offload=True))
+    assert kept_for_backward(spec, recomputing, 1, torch.float32) < kept_there
+    with pytest.raises(ModelError, match='gradient_checkpointing_every_n_layers: diffusers computes all blocks'):
+        enable_gradient_checkpointing(recomputing, spec, Checkpointing(every=2))
 
 
 @pytest.mark.parametrize('family', ['z_image', pytest.param('qwen_image', marks=pytest.mark.extended)])

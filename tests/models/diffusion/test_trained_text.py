@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from align_anything.core.errors import ModelError
+from align_anything.models.checkpointing import ALL_LAYERS
 from align_anything.models.diffusion.checkpoint import denoiser_skeleton, load_denoiser, load_spec
 from align_anything.models.diffusion.export import export_denoiser
 from align_anything.models.diffusion.lora import apply_lora, kohya_state, lora_state
@@ -57,7 +58,7 @@ def test_gradients_reach_the_text_encoders_and_checkpointing_changes_none(family
     for checkpoints in (False, True):
         denoiser = load_denoiser(spec)
         if checkpoints:
-            denoiser.enable_gradient_checkpointing()
+            denoiser.enable_gradient_checkpointing(ALL_LAYERS.function)
         predicted(spec, frozen, denoiser).square().mean().backward()
         found.append({name: own.grad for name, own in denoiser.named_parameters() if own.grad is not None})
     plain, again = found
