@@ -91,6 +91,11 @@ class ActionCfgs(Cfgs):
         description='States of the body that a model of tokens reads in each step, by name, in this order: each number '
         'as one of 256 bins of its percentiles, in words. null is those of the action space, or none.',
     )
+    model_version: str | None = Field(
+        None,
+        description='Published size that a SPOC checkpoint has to be of: small_3, small_6, base_3 or base_6. Another '
+        'one is refused. null takes it as it is.',
+    )
     action_chunk: PositiveInt | None = Field(
         None,
         description='Steps that the policy says in one turn. null is what its action space has, or 1.',

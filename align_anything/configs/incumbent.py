@@ -29,7 +29,6 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         'log_video_interval_val': 'align-anything never reads it',
         'vae_encode_batch_size': 'each medium goes through the autoencoder by itself, once, before training',
         'num_mel_bins': 'the vocoder of the checkpoint says how many',
-        'model_version': 'the checkpoint says how large it is',
         'mel_first': 'spectrograms lie as the autoencoder of the checkpoint takes them',
     }
 )
@@ -38,6 +37,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
         'train_batch_size': 'train_cfgs.per_device_train_batch_size',
+        'model_version': 'action_cfgs.model_version',
         'freeze_audio_proj': 'train_cfgs.freeze_mm_proj',
         'freeze_vision_proj': 'train_cfgs.freeze_mm_proj',
     }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import signal
 import socket
+import threading
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from align_anything.core.errors import SettingsError
@@ -64,8 +66,25 @@ def serve_app(app: Application, bound: socket.socket, **settings: Any) -> None:
     """
     import uvicorn
 
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), _interrupted_by_sigterm():
         uvicorn.Server(server_config(app, **settings)).run(sockets=[bound])
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end what runs as Ctrl-C does; uvicorn, when it is done, would end the process by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def server_config(app: Application, head_seconds: float = HEAD_SECONDS, **settings: Any) -> Any:

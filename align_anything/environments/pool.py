@@ -7,6 +7,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from align_anything.configs.redaction import without_secrets
@@ -69,6 +70,8 @@ class Seat(NamedTuple):
 class Pool:
     """Makes the environments of episodes, and asks those of many episodes at once where they can be.
 
+    It can be asked from any thread; those that live in one place wait for each other.
+
     Args:
         name: the environment of rows that name none of their own in the column `environment`.
         kwargs: its arguments; those of other environments are their defaults, and the column `environment_kwargs` of a
@@ -89,6 +92,7 @@ class Pool:
         self.name, self.kwargs, self.retries = name, dict(kwargs or {}), retries
         self.limits, self._host = limits or Limits(), host or Here()
         self._lanes = itertools.count()
+        self._turns = [Lock() for _ in range(max(1, self._host.lanes))]
         self._threads = ThreadPoolExecutor(self._host.lanes, 'environments') if self._host.lanes else None
 
     def open(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Seat]:
@@ -141,14 +145,18 @@ class Pool:
 
         def run(lane: Sequence[list[int]]) -> None:
             for own in lane:
+                session = seats[own[0]].session
                 try:
-                    values = act(seats[own[0]].session, [seats[place].number for place in own])
+                    with self._turns[session.lane]:
+                        values = act(session, [seats[place].number for place in own])
                 except EpisodeFailed as failure:
                     values = [failure] * len(own)
                 for place, value in zip(own, values, strict=True):
                     found[place] = value
 
-        for _ in map(run, lanes.values()) if self._threads is None else self._threads.map(run, lanes.values()):
+        # Who asks one lane alone does it in the own thread.
+        alone = self._threads is None or len(lanes) < 2
+        for _ in map(run, lanes.values()) if alone else self._threads.map(run, lanes.values()):
             pass
         return found
 

@@ -58,8 +58,8 @@ class KindOfCodes:
             nothing else is what ends a medium; None where the closing has a row of its own.
         unused: rows of that head behind the codes of a book, which stand for nothing.
         in_text: whether its ids may stand in texts that are read too, where they are what they were before.
-        parallel: whether all codes of a medium are sampled at once. The model reads the first code of a book in the
-            place of each of them, and these placeholders see each other: none is told what was sampled at another.
+        parallel: whether all codes of a medium are sampled at once: in the place of each the model reads the first code
+            of a book, and these placeholders see each other. The end behind them is no choice.
     """
 
     kind: MediaKind
@@ -207,7 +207,7 @@ class MediaCodes:
         return next((own for own in self.kinds.values() if own.parallel), None)
 
     def read_as(self, ids: Tensor, chunk: Tensor) -> Tensor:
-        """Returns ids as the model reads them, placeholders where `chunk` counts codes that are sampled at once."""
+        """Returns ids as the model reads them: placeholders where `chunk` counts codes that are sampled at once."""
         first = torch.tensor(self.parallel.first)
         return torch.where(chunk > 0, first[(chunk - 1) % len(first)], ids)
 

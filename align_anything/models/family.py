@@ -109,9 +109,7 @@ class FamilySpec:
             ModelError: the chat template or the processor cannot be used, or nothing ends an answer.
         """
         self.model_type: str = config.model_type
-        self.config = config
-        self.tokenizer = tokenizer
-        self.processor = processor
+        self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.max_length = max_length
         text_config = config.get_text_config()
         forget_call_arguments(tokenizer)

@@ -126,6 +126,10 @@ class Around:
         """That of the engine."""
         return self.engine.model
 
+    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """As the engine does, which has weights of its own. Every rank calls it."""
+        self.engine.probe(examples, sampling)
+
     def sync(self, version: int) -> None:
         """As the engine does."""
         self.engine.sync(version)

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
+from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
-
-import torch
 
 from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
@@ -23,7 +22,6 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import (
     ACTION,
     Conversation,
-    Episode,
     Example,
     MediaKind,
     Message,
@@ -35,16 +33,16 @@ from align_anything.core.types import (
 )
 from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
-from align_anything.environments.pool import Answered, Begun, EpisodeFailed, Pool, Seat
-from align_anything.environments.steps import SUCCESS
+from align_anything.environments.pool import Answered, Begun, EpisodeFailed, Pool
 from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
-from align_anything.models.encoding import Merge, join
 from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
+from align_anything.rollouts.at_own_pace import at_own_pace
 from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
 from align_anything.rollouts.failures import Counts, check_failures, counted
+from align_anything.rollouts.growing import Acting
 from align_anything.rollouts.media import unexpanded
 from align_anything.rollouts.restricted import seed_of
 
@@ -60,6 +58,8 @@ class Encoder(Protocol):
 
 
 OnFailure = Literal['drop', 'zero']
+Place = tuple[int, int]
+"""The number of a row, and that of an episode of it."""
 
 
 @dataclass
@@ -83,6 +83,8 @@ class Episodes(Around):
         in_step: whether all ranks go through as many turns as the longest episode on any of them, as engines want that
             several ranks share. Else none waits for another, and `generate` may run in a thread of its own.
         expands: whether the engine reads prompts `unexpanded`.
+        at_own_pace: whether an episode goes on as soon as its own environment has answered, which takes an engine that
+            generates for several threads side by side. Else all go on turn by turn.
         untold: what this rank has not told of the last call yet: its failures, the number of its episodes, where the
             last one failed, and the rows that they were of.
         counts: how many failed lately; it belongs to the state of a run.
@@ -98,22 +100,20 @@ class Episodes(Around):
     seed: int = 0
     in_step: bool = True
     expands: bool = False
+    at_own_pace: bool = False
     untold: tuple[list[Skipped], int, str, list[str]] = ([], 0, '', [])
     counts: Counts = field(default_factory=list)
     encoder: Encoder | None = None
     _calls: CallForm | None = None
     _warned: set[str] = field(default_factory=set)
+    _guard: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self._encoder = self.encoder
         if self._encoder is None:
             self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
-        owner = uuid4().hex
-        self._names = (f'{owner}/{number}' for number in count())
-
-    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
-        """As the engine does, which has weights of its own. Every rank calls it."""
-        self.engine.probe(examples, sampling)
+        self._owner, self._called, self._named_so_far = uuid4().hex, count(), count()
+        self._call = 0
 
     def failed(self) -> list[Skipped]:
         """Returns the episodes of the last call of `generate` that failed, on all ranks, and why. Every rank calls it.
@@ -135,19 +135,17 @@ class Episodes(Around):
 
         Every rank calls it. Raises WorldError where an environment begins otherwise with the same seed.
         """
+        self._call = next(self._called)
         with ExitStack() as opened:
             acting = self._opened(examples, sampling, opened)
             every = [one for own in acting for one in own]
             begun = iter(self.pool.begin([one.seat for one in every]))
             for number, (example, own) in enumerate(zip(examples, acting, strict=True)):
                 self._begin(example, number, [(one, next(begun)) for one in own], sampling)
-            # An engine is probed on all ranks by their first call.
-            goes_on, turn = True, 0
-            while goes_on:
-                self._turn(acting, sampling, turn)
-                goes_on, turn = any(one.live for one in every), turn + 1
-                if self.in_step:
-                    goes_on = any(all_gather_object(goes_on))
+            if self.at_own_pace:
+                self._each_at_own_pace(acting, sampling)
+            else:
+                self._in_step(acting, sampling)
         failed = [one for one in every if one.ended == 'failed']
         trace = next((one.trace for one in reversed(failed) if one.trace), '')
         rows = list(dict.fromkeys(example.source for example in examples))
@@ -156,7 +154,7 @@ class Episodes(Around):
         tell_whole(made, tell)
         return made
 
-    def _opened(self, examples: Sequence[Example], sampling: Sampling, opened: ExitStack) -> list[list[_Acting]]:
+    def _opened(self, examples: Sequence[Example], sampling: Sampling, opened: ExitStack) -> list[list[Acting]]:
         """The episodes of each row, not begun, their environments to be closed with what is `opened`."""
         rows, seeds = [], []
         for example in examples:
@@ -169,7 +167,7 @@ class Episodes(Around):
         )
         opened.callback(self.pool.close, seats)
         return [
-            [_Acting(seat, example.source) for seat in seats[start * number : (start + 1) * number]]
+            [Acting(seat, example.source) for seat in seats[start * number : (start + 1) * number]]
             for start, example in enumerate(examples)
         ]
 
@@ -177,7 +175,7 @@ class Episodes(Around):
         self,
         example: Example,
         number: int,
-        acting: Sequence[tuple[_Acting, Begun | EpisodeFailed]],
+        acting: Sequence[tuple[Acting, Begun | EpisodeFailed]],
         sampling: Sampling,
     ) -> None:
         """Gives the episodes of a row what they begin with, or fails them."""
@@ -245,33 +243,66 @@ class Episodes(Around):
             )
         return asked, prompt, ''
 
-    # One turn
+    # Turns
 
-    def _turn(self, acting: Sequence[Sequence[_Acting]], sampling: Sampling, turn: int) -> None:
-        """Samples a turn of every episode that goes on, and lets its environment answer."""
-        if not turn:
-            # All generations of a row follow one prompt.
-            numbers = [number for number, own in enumerate(acting) if any(one.live for one in own)]
-            firsts = [next(one for one in acting[number] if one.live) for number in numbers]
-            found = self.engine.generate(
-                [one.example(self.spec.merge_media) for one in firsts], _sampling(sampling, turn, numbers)
-            )
-            ones = [one for number in numbers for one in acting[number]]
-            responses = [response for own in found for response in own]
-        else:
-            named = [(number, which) for number, own in enumerate(acting) for which, one in enumerate(own) if one.live]
-            ones = [acting[number][which] for number, which in named]
-            how = replace(_sampling(sampling, turn, named), responses=1)
-            responses = [
-                response
-                for (response,) in self.engine.generate([one.example(self.spec.merge_media) for one in ones], how)
-            ]
-        said = [self._say(one, response) for one, response in zip(ones, responses, strict=True) if one.live]
+    def _in_step(self, acting: Sequence[Sequence[Acting]], sampling: Sampling) -> None:
+        """Goes through all episodes turn by turn."""
+        # An engine is probed on all ranks by their first call.
+        goes_on, turn = True, 0
+        while goes_on:
+            if turn:
+                self._turn(acting, _live(acting), sampling, turn)
+            else:
+                self._first_turn(acting, sampling)
+            goes_on, turn = bool(_live(acting)), turn + 1
+            if self.in_step:
+                goes_on = any(all_gather_object(goes_on))
+
+    def _each_at_own_pace(self, acting: Sequence[Sequence[Acting]], sampling: Sampling) -> None:
+        """Goes through each episode without waiting for others, but for those that share its environment."""
+        self.probe([one.example(self.spec.merge_media) for _, one in _firsts(acting)], sampling)
+        seeds = sampling.seeds or tuple(seed_of(sampling.seed, number) for number in range(len(acting)))
+        # What is sampled hangs on the row, the generation and the turn alone.
+        sampling = replace(sampling, seeds=seeds)
+        together: dict[int, list[Place]] = {}
+        for number, which in _live(acting):
+            together.setdefault(id(acting[number][which].seat.session), []).append((number, which))
+
+        def goes_on(places: list[Place], turn: int) -> bool:
+            live = [(number, which) for number, which in places if acting[number][which].live]
+            self._turn(acting, live, sampling, turn)
+            return any(acting[number][which].live for number, which in places)
+
+        at_own_pace([*together.values()], goes_on)
+
+    def _first_turn(self, acting: Sequence[Sequence[Acting]], sampling: Sampling) -> None:
+        """A turn of every episode, of which all generations of a row follow one prompt."""
+        firsts = _firsts(acting)
+        seeds = None if sampling.seeds is None else tuple(sampling.seeds[number] for number, _ in firsts)
+        found = self.engine.generate(
+            [one.example(self.spec.merge_media) for _, one in firsts], replace(sampling, seeds=seeds)
+        )
+        ones = [one for number, _ in firsts for one in acting[number]]
+        self._go_on(ones, [response for own in found for response in own], sampling)
+
+    def _turn(self, acting: Sequence[Sequence[Acting]], places: Sequence[Place], sampling: Sampling, turn: int) -> None:
+        """A turn of the episodes at these places, each behind a prompt of its own."""
+        ones = [acting[number][which] for number, which in places]
+        with self._guard:
+            examples = [one.example(self.spec.merge_media) for one in ones]
+        found = self.engine.generate(examples, replace(_sampling(sampling, turn, places), responses=1))
+        self._go_on(ones, [response for (response,) in found], sampling)
+
+    def _go_on(self, ones: Sequence[Acting], responses: Sequence[Response], sampling: Sampling) -> None:
+        """Adds a turn to those episodes that are live, and lets their environments answer."""
+        with self._guard:
+            said = [self._say(one, response) for one, response in zip(ones, responses, strict=True) if one.live]
         asking = [own for own in said if own is not None]
         # All environments at once: those in other processes are waited for together.
         answers = self.pool.step([own.one.seat for own in asking], [own.said for own in asking])
-        for own, answer in zip(asking, answers, strict=True):
-            self._hear(own, answer, sampling.max_new_tokens)
+        with self._guard:
+            for own, answer in zip(asking, answers, strict=True):
+                self._hear(own, answer, sampling.max_new_tokens)
         over = [one for one in ones if one.ended is not None and one.unscored]
         for one, score in zip(over, self.pool.score([one.seat for one in over]), strict=True):
             one.take_score(score)
@@ -282,7 +313,7 @@ class Episodes(Around):
                     one.seat.session.name,
                 )
 
-    def _say(self, one: _Acting, response: Response) -> _Saying | None:
+    def _say(self, one: Acting, response: Response) -> _Saying | None:
         """Adds a turn to an episode; returns what its environment is to answer, None where the turn was clipped."""
         said, message = self._said(response, one)
         one.pieces.append(response)
@@ -312,7 +343,7 @@ class Episodes(Around):
         else:
             self._show(one, messages, own.response, longest)
 
-    def _show(self, one: _Acting, messages: Conversation, response: Response, longest: int) -> None:
+    def _show(self, one: Acting, messages: Conversation, response: Response, longest: int) -> None:
         try:
             run = self._encoder.between(messages, one.tools)
             shown = self._encoder.piece(run, response.ids.tolist())
@@ -330,9 +361,10 @@ class Episodes(Around):
             one.unexpanded = replace(before, ids=[*before.ids, *said, *ids], media=(*before.media, *self._named(media)))
 
     def _named(self, media: Sequence[tuple[MediaKind, Any]]) -> tuple[tuple[MediaKind, Any, str], ...]:
-        return tuple((kind, item, next(self._names)) for kind, item in media)
+        start = f'{self._owner}/{self._call}'
+        return tuple((kind, item, f'{start}/{next(self._named_so_far)}') for kind, item in media)
 
-    def _said(self, response: Response, one: _Acting) -> tuple[Said, Message]:
+    def _said(self, response: Response, one: Acting) -> tuple[Said, Message]:
         """What a turn says: to the environment, and as a message."""
         text, found, problem = response.text, [], ''
         if one.tools and self._calls is not None:
@@ -369,117 +401,35 @@ class Episodes(Around):
 
     # What came of it
 
-    def _responses(self, acting: Sequence[_Acting], asked: int) -> list[Response]:
+    def _responses(self, acting: Sequence[Acting], asked: int) -> list[Response]:
         kept = [one for one in acting if one.turns and (one.ended != 'failed' or self.on_failure == 'zero')]
         return [one.response(self.spec.merge_media) for one in kept] if len(kept) >= min(2, asked) else []
-
-
-@dataclass
-class _Acting:
-    """An episode that grows."""
-
-    seat: Seat
-    source: str
-    asked: Conversation = field(default_factory=list)
-    prompt: Piece | None = None
-    unexpanded: Unexpanded | None = None
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    rewarded: bool = False
-    succeeds: bool | None = None
-    pieces: list[Piece] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    messages: Conversation = field(default_factory=list)
-    ended: Literal['done', 'turns', 'tokens', 'failed'] | None = None
-    score: float | None = None
-    unscored: bool = False
-    reason: str = ''
-    trace: str = ''
-
-    @property
-    def live(self) -> bool:
-        return self.ended is None
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether its environment gave it anything."""
-        return self.score is not None or any(turn.reward is not None for turn in self.turns)
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt or ()) + sum(map(len, self.pieces))
-
-    def example(self, merge: Merge) -> Example:
-        """What the next turn follows, as a prompt."""
-        assert self.prompt is not None
-        prompt = join([self.prompt, *self.pieces], merge)
-        return Example(prompt, [], self.source, conversation=self.asked, unexpanded=self.unexpanded)
-
-    def end(self, how: Literal['done', 'turns', 'tokens']) -> None:
-        self.ended, self.unscored = how, True
-
-    def take_score(self, score: float | None | EpisodeFailed) -> None:
-        """What the environment says of the episode that ended."""
-        self.unscored = False
-        if type(score) is EpisodeFailed:
-            self.fail(str(score), score.trace)
-            return
-        self.score = score
-        if self.ended != 'done' and self.rewarded and not self.is_judged:
-            # It never came to be judged.
-            self.score = 0.0
-
-    def fail(self, reason: str, trace: str = '') -> None:
-        self.ended, self.unscored, self.reason, self.trace = 'failed', False, reason, trace
-
-    def response(self, merge: Merge) -> Response:
-        assert self.prompt is not None and self.ended is not None
-        whole, turns, score = join(self.pieces, merge), self._told(), self.score
-        if self.ended == 'failed':
-            turns, score = [replace(turn, reward=None, costs={}) for turn in turns], 0.0
-        sampled = [piece for piece in self.pieces if type(piece) is Response]
-        return Response(
-            ids=whole.ids,
-            weights=whole.weights,
-            media=whole.media,
-            media_counts=whole.media_counts,
-            token_tensors=whole.token_tensors,
-            per_unit={name: torch.cat([piece.per_unit[name] for piece in sampled]) for name in sampled[0].per_unit},
-            finished=self.ended == 'done',
-            version=sampled[-1].version,
-            parts=sampled[-1].parts,
-            episode=Episode(self.prompt, self.asked, self.messages, tuple(turns), self.ended, score),
-        )
-
-    def _told(self) -> list[Turn]:
-        """The turns with what was told of success: of an episode that did not end by itself, that it had none.
-
-        Only where its environment would say so; where it says nothing of itself, metrics see to it.
-        """
-        turns = self.turns
-        if self.ended == 'failed':
-            turns = [replace(own, info={k: v for k, v in own.info.items() if k != SUCCESS}) for own in turns]
-        if self.ended == 'done' or self.succeeds is None or any(own.info.get(SUCCESS) is not None for own in turns):
-            return turns
-        return [*turns[:-1], replace(turns[-1], info={**turns[-1].info, SUCCESS: False if self.succeeds else None})]
 
 
 class _Saying(NamedTuple):
     """A turn that an environment is to answer."""
 
-    one: _Acting
+    one: Acting
     response: Response
     turn: Turn
     said: Said
 
 
-def _sampling(sampling: Sampling, turn: int, numbers: Sequence[Any]) -> Sampling:
+def _live(acting: Sequence[Sequence[Acting]]) -> list[Place]:
+    return [(number, which) for number, own in enumerate(acting) for which, one in enumerate(own) if one.live]
+
+
+def _firsts(acting: Sequence[Sequence[Acting]]) -> list[tuple[int, Acting]]:
+    """The number of each row of which an episode goes on, and the first of these."""
+    live = [[one for one in own if one.live] for own in acting]
+    return [(number, own[0]) for number, own in enumerate(live) if own]
+
+
+def _sampling(sampling: Sampling, turn: int, places: Sequence[Place]) -> Sampling:
     """How a turn is sampled; with seeds of rows, by that of the row, of the generation and of the turn."""
-    if not turn:
-        seeds = sampling.seeds
-        return replace(sampling, seeds=None if seeds is None else tuple(seeds[number] for number in numbers))
     if sampling.seeds is None:
         return replace(sampling, seed=seed_of(sampling.seed, turn))
-    return replace(sampling, seeds=tuple(seed_of(sampling.seeds[number], which, turn) for number, which in numbers))
+    return replace(sampling, seeds=tuple(seed_of(sampling.seeds[number], which, turn) for number, which in places))
 
 
 def _said(messages: Conversation) -> list[Any]:

@@ -120,6 +120,9 @@ class VLLMRollouts:
         """As the engine does."""
         self.engine.sleep()
 
+    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """Does nothing: who has something to compare it with stands around it."""
+
     def generate(
         self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
     ) -> list[list[Response]]:

@@ -19,7 +19,7 @@ from align_anything.core.distributed import all_gather_object, barrier, rank, wo
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
 from align_anything.rollouts.weight_group import PeerError, address_seen_from, join_group, send, shapes_of
-from align_anything.rollouts.wire import RUN_HEADER, named_media, pack, pack_requests, unpack_generated
+from align_anything.rollouts.wire import RUN_HEADER, call_of, named_media, pack, pack_requests, unpack_generated
 
 CHUNK_BYTES = 256 * 2**20
 CONNECT_SECONDS, SECONDS_TO_SAY_WHY = 10.0, 5.0
@@ -53,8 +53,13 @@ class Servers:
         self._group: Any = None
         self.fed = [url.rstrip('/') for url in urls[rank() :: world_size()]]
         self.asked = self.fed or [urls[rank() % len(urls)].rstrip('/')]
-        self._held: dict[str, frozenset[str]] = {url: frozenset() for url in self.asked}
-        self._client = httpx2.Client(timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS))
+        self._held: dict[str, dict[str, Future[None]]] = {url: {} for url in self.asked}
+        self._holding = threading.Lock()
+        self._client = httpx2.Client(
+            timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS),
+            # Each request that is on its way has one.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        )
         unreached = [problem for url in self.asked if (problem := self._unreached(url))]
         if unreached:
             raise SettingsError(unreached)
@@ -68,36 +73,53 @@ class Servers:
                 self._hand_over(chunk, first=number == 0, last=last)
         # Others may generate with a server that this rank feeds. With new weights a server lets go of all media.
         barrier()
-        self._held = {url: frozenset() for url in self.asked}
+        self._held = {url: {} for url in self.asked}
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """Returns what is generated for each request, which the servers of this rank divide.
+        """Returns what is generated for each request, which the servers of this rank divide. Any thread may call it.
 
-        Requests of a group go to one server, which has computed their beginning; media that it holds by their name stay
-        here.
+        Requests of a group go to one server, which has computed their beginning. Media with names go to a server once,
+        ahead of the first request that has them.
         """
-        chosen = [
-            (number if request.group is None else request.group) % len(self.asked)
-            for number, request in enumerate(requests)
-        ]
-        numbers = [[at for at, server in enumerate(chosen) if server == own] for own in range(len(self.asked))]
-        shares = [[requests[at] for at in own] for own in numbers]
-        found: list[Generated | None] = [None] * len(requests)
-        messages = [pack_requests(share, self._held[url]) for url, share in zip(self.asked, shares, strict=True)]
-        answers = self._all(self.asked, '/generate', messages)
-        for number, (url, answer) in enumerate(zip(self.asked, answers, strict=True)):
+        shares: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            server = (number if request.group is None else request.group) % len(self.asked)
+            shares.setdefault(self.asked[server], []).append(number)
+        messages = [self._message(url, [requests[at] for at in own]) for url, own in shares.items()]
+        answers = self._all([*shares], '/generate', messages)
+        found: dict[int, Generated] = {}
+        for (url, own), answer in zip(shares.items(), answers, strict=True):
             try:
                 generated = unpack_generated(answer)
             except (SampleError, TypeError, ValueError) as error:
                 raise TrainingError(f'{url} answered with something else than responses: {error}') from error
-            if len(generated) != len(shares[number]):
-                raise TrainingError(f'{url} answered {len(generated)} of {len(shares[number])} requests.')
-            for at, one in zip(numbers[number], generated, strict=True):
-                found[at] = one
-            named = named_media(shares[number])
-            if named:
-                self._held[url] = frozenset(named)
-        return [item for item in found if item is not None]
+            if len(generated) != len(own):
+                raise TrainingError(f'{url} answered {len(generated)} of {len(own)} requests.')
+            found |= dict(zip(own, generated, strict=True))
+        return [found[number] for number in range(len(requests))]
+
+    def _message(self, url: str, requests: Sequence[Request]) -> bytes:
+        """The requests as a message to a server that holds all their media with names by then."""
+        named = named_media(requests)
+        if not named:
+            return pack_requests(requests)
+        sent: Future[None] = Future()
+        with self._holding:
+            held, calls = self._held[url], set(map(call_of, named))
+            # With media of another call a server lets go of those before.
+            held = self._held[url] = {name: own for name, own in held.items() if call_of(name) in calls}
+            others = {name: held[name] for name in named if name in held}
+            held |= dict.fromkeys(named.keys() - others.keys(), sent)
+        try:
+            for other in others.values():
+                other.result()
+            if len(others) < len(named):
+                self._post(f'{url}/media', pack_requests(requests, others))
+        except BaseException as error:
+            sent.set_exception(error)
+            raise
+        sent.set_result(None)
+        return pack_requests(requests, named)
 
     def sleep(self) -> None:
         """Does nothing: the memory of a server is its own."""
@@ -142,6 +164,8 @@ class Servers:
         return found
 
     def _all(self, urls: Sequence[str], path: str, messages: Sequence[bytes]) -> list[bytes]:
+        if len(urls) < 2:
+            return [self._post(f'{url}{path}', message) for url, message in zip(urls, messages, strict=True)]
         with ThreadPoolExecutor(len(urls)) as pool:
             return list(pool.map(self._post, [f'{url}{path}' for url in urls], messages))
 

@@ -125,27 +125,42 @@ class Engine:
 
         Raises RequestError when vLLM refuses a request, and TrainingError when the engine dies.
         """
-        import vllm
-        from vllm.exceptions import VLLMValidationError
-
         self._wake('weights', 'kv_cache')
         # An engine of several ranks sees the requests of all of them on each.
         shared = all_gather_object(list(requests), self._peers) if self._shared else [list(requests)]
-        asked = [request for own in shared for request in own]
+        names = self.begin([request for own in shared for request in own])
+        found: dict[str, Generated] = {}
+        while len(found) < len(names):
+            found |= self.step()
+        before = sum(len(own) for own in shared[: rank() % self.options.tensor_parallel_size])
+        return [found[name] for name in names[before : before + len(requests)]]
+
+    def begin(self, requests: Sequence[Request]) -> list[str]:
+        """Adds requests to those that run, and returns a name for each. Raises RequestError when vLLM refuses one."""
+        import vllm
+        from vllm.exceptions import VLLMValidationError
+
         try:
-            sampling = [vllm.SamplingParams(**request.parameters) for request in asked]
+            sampling = [vllm.SamplingParams(**request.parameters) for request in requests]
         except (TypeError, ValueError) as error:
             raise RequestError(f'vLLM cannot sample in this way: {error}') from error
         try:
-            found = self._llm.generate([request.prompt for request in asked], sampling, use_tqdm=False)
+            begun = self._llm.enqueue([request.prompt for request in requests], sampling, use_tqdm=False)
         except (ValueError, VLLMValidationError) as error:
             raise RequestError(f'vLLM refuses a request of this rollout: {error}') from error
         except Exception as error:  # Whatever an engine dies of.
-            raise TrainingError(
-                f'vLLM ended in the middle of a rollout: {error!r}. Go on from the last checkpoint with resume.'
-            ) from error
-        before = sum(len(own) for own in shared[: rank() % self.options.tensor_parallel_size])
-        return [_generated(output) for output in found[before : before + len(requests)]]
+            raise _dead(error) from error
+        return [_name(own) for own in begun]
+
+    def step(self) -> dict[str, Generated]:
+        """Goes on by a token with all that run; returns what is finished, by name. Raises TrainingError if it dies."""
+        if not self._llm.llm_engine.has_unfinished_requests():
+            raise TrainingError('vLLM lost a request of this rollout. Go on from the last checkpoint with resume.')
+        try:
+            found = self._llm.llm_engine.step()
+        except Exception as error:  # Whatever an engine dies of.
+            raise _dead(error) from error
+        return {_name(output.request_id): _generated(output) for output in found if output.finished}
 
     def sleep(self) -> None:
         """Gives the memory of the GPU back until weights come or a rollout begins, where the options ask for it."""
@@ -208,6 +223,17 @@ def _logprobs_mode(options: VLLMOptions) -> str:
     if options.grammar:
         return LOGPROBS_MODE
     return 'processed_logprobs' if options.reweighs else 'raw_logprobs'
+
+
+def _name(request_id: str) -> str:
+    """The name of a request without what vLLM adds to it inside."""
+    return request_id.partition('-')[0]
+
+
+def _dead(error: Exception) -> TrainingError:
+    return TrainingError(
+        f'vLLM ended in the middle of a rollout: {error!r}. Go on from the last checkpoint with resume.'
+    )
 
 
 def _generated(output: Any) -> Generated:

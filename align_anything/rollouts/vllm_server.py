@@ -5,12 +5,13 @@ It loads no weights of its own: a run names its model and hands its weights over
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -31,14 +32,15 @@ from torch import Tensor
 from align_anything.core.asgi import MEBIBYTE, Guarded, bound_socket, serve_app
 from align_anything.core.errors import AlignAnythingError, ModelError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.rollouts.vllm_engine import Engine, RequestError, VLLMOptions
+from align_anything.rollouts.vllm_engine import Engine, Generated, RequestError, VLLMOptions
 from align_anything.rollouts.vllm_engine import Request as Generate
+from align_anything.rollouts.vllm_loop import Loop
 from align_anything.rollouts.weight_group import join_group, receive
 from align_anything.rollouts.wire import (
     RUN_HEADER,
     STRICT,
+    call_of,
     named_media,
-    owner_of,
     pack_generated,
     problems_of,
     unpack,
@@ -124,6 +126,8 @@ class Chunk(BaseModel):
 class Served:
     """The one engine of a server. Its methods take messages and the id of the run that sends them, from any thread.
 
+    Requests that come while others run join them; weights are taken when none runs.
+
     Args:
         trust_remote_code: whether a run may ask for a model that brings its own code.
         group_seconds: how long members of a group, and each tensor that it sends, are waited for.
@@ -137,8 +141,8 @@ class Served:
         limit: int = BODY_MIB * MEBIBYTE,
     ) -> None:
         self._trusts_code, self._seconds, self._limit = trust_remote_code, group_seconds, limit
-        self._lock = threading.Lock()
-        self._doing: tuple[str, float] | None = None
+        self._loop = Loop()
+        self._holding = threading.Lock()
         self._engine: Engine | None = None
         self._waiting: dict[str, Tensor] = {}
         # Whose weights these are, None where they are nobody's: not all there, or broken.
@@ -150,7 +154,7 @@ class Served:
 
     def health(self) -> dict[str, Any]:
         """What runs, for whom, and what it does at present, for how many seconds."""
-        doing, engine = self._doing, self._engine
+        doing, engine = self._loop.doing, self._engine
         told = {'status': 'ok', 'model': None if engine is None else engine.source}
         if self._run is not None:
             told['run'] = self._run
@@ -162,10 +166,13 @@ class Served:
     def join(self, message: bytes, run: str = '') -> dict[str, Any]:
         """Joins the group of the rank that feeds this server."""
         member = Member.model_validate(unpack(message)[0])
-        with self._at('joining a group'):
+
+        def joined() -> None:
             self._group = None
             self._group = join_group(**member.model_dump(), seconds=self._seconds)
             self._group_of = run
+
+        self._loop.alone('joining a group', joined)
         return {'rank': member.rank}
 
     def take(self, message: bytes, run: str = '') -> dict[str, Any]:
@@ -175,23 +182,27 @@ class Served:
         """
         record, tensors = unpack(message)
         chunk = Chunk.model_validate(record)
-        with self._at('taking weights'):
-            self._check_chunk(chunk, tensors, run)
-            if chunk.first:
-                # Opened first: what is refused leaves all as it was.
-                self._engine = self._opened(chunk.model, VLLMOptions(**chunk.options.model_dump()))
-                self._waiting, self._run, self._whole, self._media = {}, run, False, {}
-            try:
-                if chunk.backend is not None:
-                    tensors = receive(self._group, chunk.shapes, chunk.backend, self._seconds)
-                self._waiting |= tensors
-                if chunk.last:
-                    waiting, self._waiting = self._waiting, {}
-                    self._engine.load(lambda: iter(waiting.items()))
-                    self._whole = True
-            except BaseException:
-                self._forget()
-                raise
+        return self._loop.alone('taking weights', lambda: self._taken(chunk, tensors, run))
+
+    def _taken(self, chunk: Chunk, tensors: dict[str, Tensor], run: str) -> dict[str, Any]:
+        self._check_chunk(chunk, tensors, run)
+        if chunk.first:
+            # Opened first: what is refused leaves all as it was.
+            self._engine = self._opened(chunk.model, VLLMOptions(**chunk.options.model_dump()))
+            self._waiting, self._run, self._whole = {}, run, False
+            with self._holding:
+                self._media = {}
+        try:
+            if chunk.backend is not None:
+                tensors = receive(self._group, chunk.shapes, chunk.backend, self._seconds)
+            self._waiting |= tensors
+            if chunk.last:
+                waiting, self._waiting = self._waiting, {}
+                self._engine.load(lambda: iter(waiting.items()))
+                self._whole = True
+        except BaseException:
+            self._forget()
+            raise
         return {'weights': len(tensors)}
 
     def _check_chunk(self, chunk: Chunk, tensors: Mapping[str, Tensor], run: str) -> None:
@@ -228,10 +239,11 @@ class Served:
             )
         return self._engine
 
-    def generate(self, message: bytes, run: str = '') -> bytes:
-        """Generates for the requests in a message."""
+    def generate(self, message: bytes, run: str = '') -> Future[list[Generated]]:
+        """Begins to generate for the requests in a message; returns what will come of them."""
         requests = unpack_requests(message, self._media)
-        with self._at('generating'):
+
+        def begin() -> tuple[Engine, list[str]]:
             if self._engine is None or self._run is None:
                 raise ModelError('no run has handed weights to this server yet.')
             if not self._whole:
@@ -239,13 +251,21 @@ class Served:
             if self._run != run:
                 raise SampleError(f'this server has the weights of run {self._run!r} by now, not those of {run!r}.')
             self._check_lengths(requests, self._engine.options.max_length)
-            self._hold(named_media(requests))
-            return pack_generated(self._engine.generate(requests))
+            return self._engine, self._engine.begin(requests)
 
-    def _hold(self, media: Mapping[str, Any]) -> None:
-        """Keeps media for later messages, in place of those that the same rank of a run named before."""
-        owners = {owner_of(name) for name in media}
-        self._media = {name: item for name, item in self._media.items() if owner_of(name) not in owners} | dict(media)
+        return self._loop.generate(begin)
+
+    def hold(self, message: bytes, run: str = '') -> dict[str, Any]:
+        """Keeps the media with names of the requests in a message, for later ones that bring the names alone.
+
+        They stay until the rank that named them names others in another call, or new weights come.
+        """
+        with self._holding:
+            named = named_media(unpack_requests(message, self._media))
+            calls = dict(map(call_of, named))
+            kept = {name: item for name, item in self._media.items() if _is_of(name, calls)}
+            self._media = kept | named
+        return {'media': len(named)}
 
     def _check_lengths(self, requests: Sequence[Generate], longest: int) -> None:
         for number, request in enumerate(requests):
@@ -253,23 +273,20 @@ class Served:
             if length >= longest:
                 raise SampleError(f'request {number} has {length} tokens, and vLLM was started for {longest}.')
 
-    @contextmanager
-    def _at(self, what: str) -> Iterator[None]:
-        """Does one thing at a time, which `health` can tell."""
-        with self._lock:
-            self._doing = (what, time.monotonic())
-            try:
-                yield
-            finally:
-                self._doing = None
+
+def _is_of(name: str, calls: Mapping[str, str]) -> bool:
+    """Whether a medium is of the call that its owner is at."""
+    owner, call = call_of(name)
+    return calls.get(owner, call) == call
 
 
 def make_app(served: Served, limit: int = BODY_MIB * MEBIBYTE) -> FastAPI:
     """Returns the web application.
 
-    `POST /group`, `/weights` and `/generate` take messages of `rollouts/wire.py`, and in the header `x-run-id` which
-    run sends them. Errors are `{"error": str}`: 400 where a message is at fault, 413 where it is larger than `limit`
-    bytes, 500 where vLLM or the other side of a group is. `GET /health` says what it does, and for which run.
+    `POST /group`, `/weights`, `/media` and `/generate` take messages of `rollouts/wire.py`, and in the header
+    `x-run-id` which run sends them. Errors are `{"error": str}`: 400 where a message is at fault, 413 where it is
+    larger than `limit` bytes, 500 where vLLM or the other side of a group is. `GET /health` says what it does, and for
+    which run.
     """
     from fastapi import FastAPI, Response
     from fastapi.concurrency import run_in_threadpool
@@ -278,10 +295,14 @@ def make_app(served: Served, limit: int = BODY_MIB * MEBIBYTE) -> FastAPI:
     app = FastAPI(title='vLLM rollouts')
     app.add_middleware(Guarded, limit=limit)
 
-    async def answered(work: Callable[[bytes, str], Any], request: Request) -> Response:
+    async def generated(message: bytes, run: str) -> bytes:
+        # No thread waits for it: there may be more requests than those that there are for all.
+        return pack_generated(await asyncio.wrap_future(await run_in_threadpool(served.generate, message, run)))
+
+    async def answered(work: Callable[[bytes, str], Awaitable[Any]], request: Request) -> Response:
         message = await request.body()
         try:
-            found = await run_in_threadpool(work, message, request.headers.get(RUN_HEADER, ''))
+            found = await work(message, request.headers.get(RUN_HEADER, ''))
         except ValidationError as error:
             return JSONResponse({'error': problems_of(error)}, status_code=BAD_REQUEST)
         except (SampleError, RequestError) as error:
@@ -296,7 +317,9 @@ def make_app(served: Served, limit: int = BODY_MIB * MEBIBYTE) -> FastAPI:
         return served.health()
 
     # Added by hand: their annotations are imported where they are used, and FastAPI would look for them here.
-    for path, work in {'/group': served.join, '/weights': served.take, '/generate': served.generate}.items():
+    short = {'/group': served.join, '/weights': served.take, '/media': served.hold}
+    works = {path: partial(run_in_threadpool, work) for path, work in short.items()}
+    for path, work in {**works, '/generate': generated}.items():
         app.router.add_route(path, partial(answered, work), methods=['POST'])
     return app
 

@@ -94,9 +94,10 @@ def named_media(requests: Sequence[Request]) -> dict[str, Any]:
     return {name: item for request in requests for _, _, item, name in _media_of(request) if name is not None}
 
 
-def owner_of(name: str) -> str:
-    """Returns who named a medium: what stands before the slash."""
-    return name.partition('/')[0]
+def call_of(name: str) -> tuple[str, str]:
+    """Returns who named a medium, and in which call: what stands before the slashes in its name."""
+    owner, _, call = name.rpartition('/')[0].partition('/')
+    return owner, call
 
 
 def _media_of(request: Request) -> Iterator[tuple[MediaKind, int, Any, str | None]]:

@@ -9,7 +9,8 @@ import pytest
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.configs.resolve import Resolved
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import DataError, SettingsError
+from align_anything.datasets.source_loading import load_sources
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.data import in_folder
@@ -35,7 +36,8 @@ def test_it_is_obeyed(tmp_path: Path) -> None:
     assert (train.epochs, train.seed, train.per_device_train_batch_size) == (200, 3407, 8)
     assert data.eval_datasets is None
     told = subjects(found)
-    for key in ('train_cfgs.loss', 'model_cfgs.model_architecture', 'model_cfgs.model_version'):
+    assert found.cfgs.action_cfgs.model_version == 'small_3'
+    for key in ('train_cfgs.loss', 'model_cfgs.model_architecture'):
         assert 'is left out' in told[key]
     assert 'is an option of the template' in told['sensor_cfgs.input_sensors']
     # What they have for evaluation means nothing while nothing is evaluated.
@@ -62,6 +64,30 @@ def test_its_keys_can_be_given_one_by_one(tmp_path: Path) -> None:
     assert in_folder(data.data_dir, data.train_datasets) == ['/data/FetchType', '/data/RoomVisit']
     assert (data.sliding_window, data.init_prob_sample_last_steps, data.train_size) == (50, 0.5, 9)
     assert data.reduce_action_redundancy and in_folder(None, 'a') == 'a' and in_folder('/data', '/b') == '/b'
+
+
+FLAGS: dict[str, tuple[Any, str, Any]] = {
+    'data_dir': ('/d', 'data_dir', '/d'),
+    'dataset_version': ('Steps', 'train_template', 'Steps'),
+    'dataset_task_type': (['ObjectNavType', 'RoomVisit'], 'train_datasets', ['ObjectNavType', 'RoomVisit']),
+    'sliding_window': (7, 'sliding_window', 7),
+    'init_prob_sample_last_steps': (0.3, 'init_prob_sample_last_steps', 0.3),
+    'final_prob_sample_last_steps': (0.9, 'final_prob_sample_last_steps', 0.9),
+    'reduce_action_redundancy': (True, 'reduce_action_redundancy', True),
+    'max_samples': (12, 'train_size', 12),
+    'val_datasets': (True, 'eval_split', 'val'),
+    'num_workers': (3, 'num_workers', 3),
+}
+
+
+def test_each_of_its_flags_of_data_is_in_force(tmp_path: Path) -> None:
+    assert FLAGS.keys() | {'val_max_samples'} == (VALUES['data_cfgs'] or {}).keys()
+    for key, (value, name, wanted) in FLAGS.items():
+        found = load(tmp_path, **{key: value}).cfgs.data_cfgs
+        assert getattr(found, name) == wanted != getattr(load(tmp_path).cfgs.data_cfgs, name), key
+    assert load(tmp_path, val_datasets=True, val_max_samples=9).cfgs.data_cfgs.eval_size == 9
+    with pytest.raises(DataError, match=r"'CHORE'.* Did you mean 'Chores'"):
+        load_sources('d', load(tmp_path, dataset_version='CHORE').cfgs.data_cfgs.train_template)
 
 
 @pytest.mark.parametrize(

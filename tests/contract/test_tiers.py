@@ -35,6 +35,7 @@ ONLY_EXTENDED = {
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/learning/test_placed.py': 'tests/contract/test_emitting_docs.py, and what families score in tests/trainers',
     'tests/learning/test_spoken.py': 'tests/contract/test_emitting_docs.py, and runs in tests/trainers/test_csm.py',
+    'tests/trainers/test_acting_tokens.py': 'runs in tests/trainers/test_acting.py, kills in test_action_runs.py',
     'tests/trainers/test_denoising_ppo.py': 'PPO among the algorithms of tests/trainers/test_denoising_runs.py',
     'tests/learning/test_reached.py': 'what a policy of chunks learns in tests/policies, and runs in test_flow_runs.py',
     'tests/learning/test_robots.py': 'the lessons of environments, and runs in tests/trainers/test_action_runs.py',

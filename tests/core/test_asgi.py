@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
+import signal
 import socket
+import threading
+import time
 from typing import Any
 
 import pytest
 
-from align_anything.core.asgi import Guarded, bound_socket
+from align_anything.core.asgi import Guarded, bound_socket, serve_app
 from align_anything.core.errors import SettingsError
 
 
@@ -117,3 +121,30 @@ def test_a_port_in_use_is_said(host: str) -> None:
 def test_an_address_that_cannot_be_had_is_said(host: str) -> None:
     with pytest.raises(SettingsError, match=f'cannot listen at {host}:6000: .+ Choose another --host'):
         bound_socket(host, 6000)
+
+
+def test_a_server_ends_cleanly_by_sigterm() -> None:
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    async def app(scope: dict, receive: Any, send: Any) -> None:
+        await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+        await send({'type': 'http.response.body', 'body': b'here'})
+
+    def end(address: tuple[str, int]) -> None:
+        with socket.create_connection(address, 10) as asking:
+            asking.sendall(b'GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n')
+            while asking.recv(1000):
+                time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with bound_socket('127.0.0.1', 0) as bound:
+        bound.listen()
+        thread = threading.Thread(target=end, args=(bound.getsockname(),))
+        thread.start()
+        try:
+            serve_app(app, bound, lifespan='off')
+        finally:
+            cleaned.append(True)
+        thread.join(10)
+    # Whoever serves closes what it has behind it, and ends with 0.
+    assert cleaned and signal.getsignal(signal.SIGTERM) == before

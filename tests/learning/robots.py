@@ -13,7 +13,8 @@ from tests.harness.once import once
 from tests.learning.school import train_by
 
 ROOM, PAIR = 'hot_floor', 'text_video_to_action'
-DEMONSTRATED = 3000
+# As in `make demo-robot`.
+DEMONSTRATED, PROMPTS = 2500, 5000
 UNSEEN = range(900_000, 900_300)
 IMITATING = {
     'template': 'Messages',
@@ -43,7 +44,7 @@ def rooms(shared: Path) -> Path:
     """A folder with demonstrations, prompts of other rooms and a model of random weights, made once."""
 
     def make(folder: Path) -> None:
-        write_demonstrations(ROOM, {}, folder, DEMONSTRATED, prompts=4000)
+        write_demonstrations(ROOM, {}, folder, DEMONSTRATED, prompts=PROMPTS)
         build_acting(folder / 'untrained', get_environment(ROOM).actions)
 
     return once(shared, 'rooms-with-hot-floor', make)

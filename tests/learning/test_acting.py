@@ -19,6 +19,8 @@ from tests.trainers.runs import lines, write_rows
 
 QUESTIONS = [f'{opening} the {noun}?' for opening in ('What is', 'Say', 'Tell me') for noun in ('word', 'secret')]
 START, REACHED = 0.65, 0.95
+ASKS, STARTS = 1 / 3, 0.45
+"""How often the calculator is asked in demonstrations, and how often who has seen them is right at most."""
 
 
 def conversation(question: str, *turns: str) -> dict[str, Any]:
@@ -102,14 +104,14 @@ def reckoning(shared_cache: Path) -> Callable[[], Path]:
         for _ in range(4800):
             asked = sums.problem(chance)
             right, other = sums.computed(asked), str(chance.randint(2, 81))
-            turns = (f'{sums.CALL}{asked}', right, right) if chance.random() < 0.5 else (other,)
+            turns = (f'{sums.CALL}{asked}', right, right) if chance.random() < ASKS else (other,)
             taught.append(conversation(asked, *turns))
         write_rows(folder / 'taught.jsonl', taught)
         write_rows(folder / 'rows.jsonl', [conversation(sums.problem(chance), 'x') for _ in range(1280)])
         corpus = ['user assistant system\nuser\nassistant\nsystem\n'] * 20
         corpus += [f'{sums.CALL}{digit}+{digit}*{digit}\n' for digit in range(10)] * 20
         start = build('qwen2', folder / 'start', corpus=corpus, heads=4)
-        settings = {'max_steps': 450, 'learning_rate': 5e-3, 'per_device_train_batch_size': 64}
+        settings = {'max_steps': 600, 'learning_rate': 5e-3, 'per_device_train_batch_size': 64}
         model = train_by('text_to_text', 'sft', folder / 'run', start, folder / 'taught.jsonl', **common(), **settings)
         (folder / 'model').symlink_to(model)
 
@@ -118,11 +120,12 @@ def reckoning(shared_cache: Path) -> Callable[[], Path]:
 
 @pytest.mark.extended
 @pytest.mark.timeout(1200)
-def test_rewards_teach_it_to_reckon(reckoning: Callable[[], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_rewards_teach_it_to_reckon(reckoning: Callable[[], Path], tmp_path: Path, name: str) -> None:
     folder = reckoning()
     settings = {
         **common(),
-        **ALGORITHMS['grpo'],
+        **ALGORITHMS[name],
         'environment': f'{sums.__file__}:Sums',
         'max_turns': 2,
         'max_new_tokens': 6,
@@ -131,10 +134,10 @@ def test_rewards_teach_it_to_reckon(reckoning: Callable[[], Path], tmp_path: Pat
         'per_device_train_batch_size': 128,
         'update_iters': 2,
         'learning_rate': 1e-3,
-        'max_steps': 160,
+        'max_steps': 200,
     }
-    train_by('text_to_text', 'grpo', tmp_path, folder / 'model', folder / 'rows.jsonl', **settings)
+    train_by('text_to_text', name, tmp_path, folder / 'model', folder / 'rows.jsonl', **settings)
     records = [record for record in lines(tmp_path / 'metrics.jsonl') if 'train/reward' in record]
     first, last = records[0], [record['train/reward'] for record in records[-3:]]
-    assert first['train/reward'] <= START and first['train/turns'] <= 1.7, records[0]
+    assert first['train/reward'] <= STARTS and first['train/turns'] <= 1 + STARTS, records[0]
     assert sum(last) / len(last) >= REACHED and records[-1]['train/turns'] >= 1 + REACHED, [first, *records[-3:]]

@@ -38,4 +38,4 @@ def test_it_keeps_off_hot_floor_and_still_does_what_it_is_told(shared_cache: Pat
     }
     rows = robots.rooms(shared_cache) / 'prompts.jsonl'
     before, after = robots.tried(start), robots.tried(train_by(PAIR, 'saferlhf', tmp_path, start, rows, **settings))
-    assert after['cost'] <= 0.6 * before['cost'] and after['success'] >= 0.8
+    assert after['cost'] <= 0.6 * before['cost'] and after['success'] >= 0.85

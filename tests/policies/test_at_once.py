@@ -27,12 +27,12 @@ from align_anything.policies.token.attention import (
 )
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import BLOCKS, LAYOUTS
+from align_anything.policies.token.plan import require_parallel
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import LayoutMismatch, check_layout
 from align_anything.policies.token.spans import Span
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.vllm import check_vllm_emission
-from align_anything.trainers.runs.action_spaces import require_parallel
 
 from .stub import TextFamily, example, piece, tiny_llama
 
@@ -180,7 +180,7 @@ def test_self_check_finds_masks_that_are_lost(
 
 def test_vllm_is_refused_by_name() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=50))
-    spec = SimpleNamespace(codes=CODES, config=config, model_type='acting')
+    spec = SimpleNamespace(codes=CODES, config=config, model_type='acting', not_in_vllm='')
     with pytest.raises(SettingsError, match='sampled at once, .* and vLLM samples one token behind the other'):
         check_vllm_emission(spec, Sampling())
     spec.codes = MediaCodes({'action': replace(OWN, parallel=False)}, {}, restricted=True)
@@ -215,10 +215,10 @@ def test_what_could_not_be_said_at_once_is_refused() -> None:
         data_cfgs={'train_on': 'all'},
     )
     with pytest.raises(SettingsError) as raised:
-        require_parallel(cfgs, spec, SimpleNamespace(scores='responses'))
+        require_parallel(cfgs, spec, judges=True)
     told = ' '.join(raised.value.problems)
     for words in ('masks of their own', 'see themselves', 'a window of 64', 'reads no masks', 'ranks', 'all', 'judges'):
         assert words in told
     assert len(raised.value.problems) == 7
     spec.codes = None
-    require_parallel(cfgs, spec, SimpleNamespace(scores='responses'))
+    require_parallel(cfgs, spec, judges=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Example
@@ -15,6 +16,7 @@ from align_anything.models.acting.pieces import FRAMES, VALUES
 from align_anything.policies.acting.flow.collator import FlowCollator, FlowInputs
 from align_anything.policies.acting.flow.policy import FlowPolicy
 from tests.policies.chunks import episode, spec_and_model
+from tests.policies.test_flops import MORE
 
 Tiny = Callable[..., Path]
 LONG = 'go to the very red square on the left, and stop there'
@@ -31,6 +33,20 @@ def example(
 ) -> Example:
     made = policy.collate.spec.encode(episode(*steps, seed=seed, text=text))
     return replace(made, source=source)
+
+
+def test_operations_are_those_that_are_measured(policy: FlowPolicy) -> None:
+    made = [example(policy, 1, seed=0), example(policy, 1, 1, seed=1)]
+    policy = FlowPolicy(policy.model, policy.collate, dtype=torch.float64)
+    batch = policy.collate(made[1:])
+    assert policy.flops(batch) == {}
+    policy(policy.collate(made))
+    found = policy.flops(batch)
+    with FlopCounterMode(display=False, custom_mapping=MORE) as counter:
+        policy(batch)
+    assert sum(own.forward for own in found.values()) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert found['language_model'].forward > found['action_expert'].forward > 0
+    assert found['action_expert'].backward > found['action_expert'].forward
 
 
 def own_loss(policy: FlowPolicy, inputs: FlowInputs, clean: torch.Tensor) -> torch.Tensor:

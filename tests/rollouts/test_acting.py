@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from align_anything.algorithms.dpo import DPO
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.actions import ActionSpace
+from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Piece, Scored
 from align_anything.environments import Environment, Observation, Said, Step
 from align_anything.environments.base import Alone, BatchEnvironment
@@ -23,6 +25,7 @@ from align_anything.environments.pool import Pool
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.policies.token.plan import require_parallel
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.decoded import DecodedRollouts
 from align_anything.rollouts.episodes import Episodes
@@ -189,3 +192,29 @@ def _log_probability(model: Any, spec: FamilySpec, prompt: Piece, response: Piec
             row = logits[len(prompt) + at - 1, first : first + size].double().log_softmax(-1)
             total += float(row[int(response.ids[at]) - first])
     return total
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ('family', 'refused'),
+    [
+        *((name, '') for name in ('llava', 'qwen3_vl', 'idefics3', 'internvl', 'smolvlm', 'idefics2', 'composed')),
+        ('gemma3', 'see themselves by masks of their own'),
+        ('gemma4', 'has a window of 64 tokens'),
+        ('paligemma', 'make masks of their own'),
+        ('mllama', 'make masks of their own'),
+    ],
+)
+def test_families_say_turns_at_once_or_are_refused(family: str, refused: str, tiny: Tiny) -> None:
+    spec = acting(tiny, family, AT_ONCE)
+    cfgs = RunCfgs(model_cfgs={'model_name_or_path': family})
+    if refused:
+        with pytest.raises(SettingsError, match=refused):
+            require_parallel(cfgs, spec, judges=False)
+        return
+    require_parallel(cfgs, spec, judges=False)
+    for layout in ('shared_prefix', 'packed'):
+        policy = policy_of(tiny(family), spec, layout)
+        policy.collate = TokenCollator(spec, layout, ('image',))
+        policy.check(policy, torch.device('cpu'))
+        assert policy.collate.layout == layout

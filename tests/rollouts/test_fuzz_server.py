@@ -40,10 +40,17 @@ class Echo(Engine):
     def load(self, named: Callable) -> None:
         self._llm = dict(named())
 
-    def generate(self, requests: list[Request]) -> list[Generated]:
+    def begin(self, requests: list[Request]) -> list[str]:
         if any(request.parameters.get('n') == 'many' for request in requests):
             raise RequestError('vLLM cannot sample in this way: n')
-        return [Generated(one.prompt['prompt_token_ids'], [([3], [-0.5])]) for one in requests]
+        self.asked = {
+            str(number): Generated(one.prompt['prompt_token_ids'], [([3], [-0.5])])
+            for number, one in enumerate(requests)
+        }
+        return [*self.asked]
+
+    def step(self) -> dict[str, Generated]:
+        return self.asked
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +131,8 @@ WRONG: dict[str, tuple[str, Any, dict[str, torch.Tensor], str]] = {
         'form of video',
     ),
     'a bias of no token': ('/generate', asked(parameters={'logit_bias': {'a': 1.0}}), {}, 'valid integer'),
+    'media never sent': ('/media', asked(media={'image': [{'name': 'x'}]}), {}, "'x' was never sent"),
+    'no media': ('/media', {'a': 1}, {}, 'valid list'),
     'no way to sample': ('/generate', asked(parameters={'n': 'many'}), {}, 'cannot sample in this way'),
 }
 
@@ -288,12 +297,12 @@ def test_an_engine_that_did_not_start_is_not_kept(client: TestClient, monkeypatc
 def test_health_tells_of_a_server_that_is_busy(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, released = threading.Event(), threading.Event()
 
-    def slow(self: Echo, requests: list[Request]) -> list[Generated]:
+    def slow(self: Echo) -> dict[str, Generated]:
         entered.set()
         assert released.wait(30)
-        return []
+        return self.asked
 
-    monkeypatch.setattr(Echo, 'generate', slow)
+    monkeypatch.setattr(Echo, 'step', slow)
     thread = threading.Thread(target=lambda: client.post('/generate', content=pack(asked(), {})))
     thread.start()
     try:

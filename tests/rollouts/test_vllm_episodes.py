@@ -108,6 +108,13 @@ def test_servers_are_sent_each_medium_once(shows: str, tiny: Tiny) -> None:
         run_ranks(four_turns, 1, args=(tiny('qwen2_5_vl'), shows, urls))
 
 
+def turn_of(request: Request, generated: Generated, asked: Sequence[tuple[Request, Generated]]) -> int:
+    """How many other prompts of its row it goes on from."""
+    ids = request.prompt['prompt_token_ids']
+    begun = {tuple(other.prompt['prompt_token_ids']) for other, _ in asked}
+    return sum(own == tuple(ids[: len(own)]) and len(own) < len(ids) for own in begun)
+
+
 def four_turns(rank: int, folder: Path, shows: str, servers: Sequence[str] = ()) -> None:
     spec = load(folder)
     spec.stop_token_ids = (*spec.stop_token_ids, *range(40, 120))
@@ -132,6 +139,7 @@ def four_turns(rank: int, folder: Path, shows: str, servers: Sequence[str] = ())
         max_tokens=2000,
         in_step=False,
         expands=True,
+        at_own_pace=bool(servers),
         max_failures=0.0,
     )
     examples = prompts(spec)
@@ -151,11 +159,16 @@ def four_turns(rank: int, folder: Path, shows: str, servers: Sequence[str] = ())
                 found = policy(TokenCollator(spec, layout)(done)).values
             # Attention of vLLM rounds the more the longer a prompt is; what a medium makes is ten times as much.
             torch.testing.assert_close(recorded, found, atol=2e-3, rtol=0.0)
-        # One call for each turn. Whatever was computed in the last one, but for what fills no block, is not again.
-        assert [len(asked) for asked in watched.asked] == [3, *(sum(own > turn for own in turns) for turn in (1, 2, 3))]
-        for _, generated in (pair for asked in watched.asked[1:] for pair in asked):
-            assert generated.cached >= 32, [[one.cached for _, one in asked] for asked in watched.asked]
-        last = [(len(generated.prompt_ids), generated.cached) for _, generated in watched.asked[-1]]
+        asked = [pair for own in watched.asked for pair in own]
+        by_turn = [[pair for pair in asked if turn_of(*pair, asked) == turn] for turn in range(TURNS)]
+        every = len(turns) if servers else len(examples)
+        assert [len(own) for own in by_turn] == [every, *(sum(own > turn for own in turns) for turn in (1, 2, 3))]
+        # One call for each turn, or for each of an episode.
+        assert len(watched.asked) == (len(asked) if servers else TURNS)
+        # Whatever was computed in the last one, but for what fills no block, is not again.
+        for _, generated in (pair for own in by_turn[1:] for pair in own):
+            assert generated.cached >= 32, [[one.cached for _, one in own] for own in by_turn]
+        last = [(len(generated.prompt_ids), generated.cached) for _, generated in by_turn[-1]]
         assert all(cached > length / 2 for length, cached in last), last
         if servers:
             names = [name for name, _ in sent]

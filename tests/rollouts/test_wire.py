@@ -74,11 +74,12 @@ def test_media_with_names_go_once() -> None:
         unpack_requests(later, {'r/1': held['r/1']})
 
 
-def test_a_server_holds_what_each_rank_named_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Served()
-    for names in (['a/0', 'a/1'], ['b/0'], ['a/1', 'a/2'], []):
-        served._hold(dict.fromkeys(names, 'picture'))
-    assert sorted(served._media) == ['a/1', 'a/2', 'b/0']
+def test_a_server_holds_what_each_rank_named_in_its_last_call() -> None:
+    served, picture = Served(), Image.fromarray(PIXELS)
+    for name in ('a/0/0', 'a/0/1', 'b/0/0', 'a/1/2', 'a/1/3'):
+        media = {'multi_modal_data': {'image': [picture]}, 'multi_modal_uuids': {'image': [name]}}
+        assert served.hold(pack_requests([Request({'prompt_token_ids': [1], **media}, {})])) == {'media': 1}
+    assert sorted(served._media) == ['a/1/2', 'a/1/3', 'b/0/0']
 
 
 def test_responses_arrive_as_they_were() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
-from align_anything.algorithms.generate import Generate
+from align_anything.algorithms.evaluate import Evaluate
+from align_anything.algorithms.generate import Generate, Generating
 from align_anything.core.actions import ActionSpace, Statistics
-from align_anything.core.errors import DataError, SettingsError
+from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.types import Skipped
+from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.action_space import read_action_space
+from align_anything.serve.settings import Chat, Serve
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs import action_spaces
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.data import _with_statistics, open_sources, unread_dataset
+from align_anything.trainers.runs.generator import _require_no_actions
 from tests.trainers.runs import lines, run, sft, succeed, write_rows
 
 PAIR = PAIRS['text_video_to_action']
@@ -184,6 +189,36 @@ def test_who_speaks_has_to_know_of_which(folder: Path) -> None:
         opened(['near', 'far'], folder, ARM, algorithm='dpo')
 
 
+@pytest.mark.parametrize(
+    ('pair', 'algorithm'),
+    [('any_to_any', Serve), ('any_to_any', Chat), (PAIR.name, Evaluate), (PAIR.name, Generate)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_whatever_generates_is_told_of_which(folder: Path, pair: str, algorithm: type[Generating]) -> None:
+    known, _ = opened(['near', 'far'], folder)
+    argv = [
+        '--model_name_or_path',
+        'arm',
+        *(['--output_dir', 'o', '--train_datasets', 'd'] if pair == PAIR.name else []),
+    ]
+    argv += ['--tasks', '[cer]'] if algorithm is Evaluate else []
+
+    def spoken(*more: str) -> ActionSpace | None:
+        resolved, policy = settings_of(PAIRS[pair], algorithm, [*argv, *more], {}), Policy(known)
+        acting(resolved.cfgs, policy, resolved.algorithm)
+        return policy.space
+
+    assert spoken('--action_dataset', 'far.jsonl').dataset == 'far.jsonl'
+    for more, reason in (
+        ((), 'name one of far.jsonl, near.jsonl'),
+        (('--action_dataset', 'x'), r'\(far.jsonl, near.jsonl'),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            spoken(*more)
+    with pytest.raises(SettingsError, match='action_dataset: arm says no actions of numbers here; leave it out'):
+        _require_no_actions(settings_of(PAIRS[pair], algorithm, [*argv, '--action_dataset', 'x'], {}).cfgs, 'arm')
+
+
 def test_a_run_that_goes_on_computes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = opened(['near', 'far'], folder)
     # The data have grown meanwhile.
@@ -191,6 +226,37 @@ def test_a_run_that_goes_on_computes_nothing_again(folder: Path, monkeypatch: py
     monkeypatch.setattr(action_spaces, 'seen_in', lambda *_: pytest.fail('the data are gone through again'))
     again, sources = opened(['near', 'far'], folder, ARM, kept=first)
     assert again == first and sources.training[0].statistics == 'near.jsonl'
+
+
+@pytest.mark.parametrize(
+    ('version', 'reason'),
+    [
+        ('small_3', None),
+        ('small_6', 'arm is no small_6: fusion_layers is 3, and that of small_6 is 6; decoder_layers is 3'),
+        ('base_6', 'hidden_size is 512, and that of base_6 is 768.* vision_config.hidden_size is 384'),
+        ('smal_3', "no version 'smal_3'. Did you mean 'small_3'"),
+    ],
+)
+def test_a_checkpoint_is_of_the_version_that_is_named(folder: Path, version: str, reason: str | None) -> None:
+    policy = Policy()
+    vision = {'model_type': 'dinov2', 'hidden_size': 384, 'num_attention_heads': 6}
+    policy.config = SpocConfig(vision_config=vision, vocab_size=9)
+    argv = ['--model_name_or_path', 'arm', '--output_dir', 'o', '--train_datasets', 'd', '--model_version', version]
+    resolved = settings_of(PAIR, known_algorithms()['grpo'], [*argv, '--environment', 'hot_floor'], {})
+    policy.space = replace(ARM, normalization='identity')
+    with nullcontext() if reason is None else pytest.raises(ModelError, match=reason):
+        acting(resolved.cfgs, policy, resolved.algorithm)
+
+
+def test_pictures_that_are_turned_otherwise_than_the_policy_saw_them_are_refused(folder: Path) -> None:
+    seen = replace(ARM, pictures={'rotate': 180})
+    with pytest.raises(DataError, match=r"arm saw pictures with \{'rotate': 180\} .* they would be upside down to it"):
+        opened(['near'], folder, seen)
+    turned = ['--train_template_kwargs', '{rotate: 180}']
+    assert opened(['near'], folder, seen, *turned)[0].pictures == {'rotate': 180}
+    one = ['--train_template_kwargs', '[{rotate: 180}, {flip: vertical}]']
+    with pytest.raises(DataError, match='some pictures of the training data are turned or scaled otherwise'):
+        opened(['near', 'far'], folder, ARM, *one)
 
 
 def test_actions_that_are_not_normalised_have_no_dataset(folder: Path) -> None:

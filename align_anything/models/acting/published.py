@@ -94,6 +94,24 @@ def convert_published(file: str | Path, out: str | Path, version: str, tokenizer
     return make_checkpoint(out, model, AutoTokenizer.from_pretrained(tokenizer), space)
 
 
+def problems_of_version(config: Any, version: str) -> list[str]:
+    """Returns what keeps the configuration of a checkpoint from being that of a published version, in words.
+
+    Raises ModelError for a version that there is not.
+    """
+    wanted = _config(version, senses=False)
+    if config.model_type != SpocConfig.model_type:
+        return [f'it is a {config.model_type}, and versions are those of {SpocConfig.model_type}']
+    names = ('hidden_size', 'fusion_layers', 'decoder_layers', 'decoder_size')
+    pairs = {name: (getattr(config, name), wanted[name]) for name in names}
+    encoder = config.vision_config
+    size = wanted['vision_config']['hidden_size']
+    pairs['vision_config.hidden_size'] = None if encoder is None else encoder.hidden_size, size
+    return [
+        f'{name} is {own}, and that of {version} is {other}' for name, (own, other) in pairs.items() if own != other
+    ]
+
+
 def renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yields the weights of a published file under the names that they have here."""
     cameras = {}

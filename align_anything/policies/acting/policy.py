@@ -14,6 +14,7 @@ from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.policies.acting.collator import ActionCollator
+from align_anything.policies.acting.flops import FUSION, Parts, flops_of, inner_of, kind_of, sizes_of
 from align_anything.policies.acting.selfcheck import require_sound
 
 REFERENCE, OLD = 'reference', 'old'
@@ -28,6 +29,7 @@ class ActionPolicy(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
+        self._parts = Parts()
         self.temperature = 1.0
 
     def forward(
@@ -48,7 +50,8 @@ class ActionPolicy(nn.Module):
         if bootstrap or routing or further:
             raise ModelError('a policy that acts expects no returns, and has no experts and no codes beside tokens.')
         inputs, head = batch.inputs, self.collate.head
-        states = self.model(inputs.steps, inputs.step_of, inputs.previous, inputs.first)
+        with self._parts.counted(kind_of(inputs), sizes_of(inputs, padded=True), inner_of(self.model), FUSION):
+            states = self.model(inputs.steps, inputs.step_of, inputs.previous, inputs.first)
         own = states[inputs.rows, inputs.columns]
         if not len(batch.weights):
             # Every rank goes through the same backward pass.
@@ -68,8 +71,8 @@ class ActionPolicy(nn.Module):
         require_sound(self.model, self.collate, self.dtype, module, device)
 
     def flops(self, batch: Batch) -> dict[str, Flops]:
-        """Returns nothing: operations of models that act are not counted yet."""
-        return {}
+        """Returns the operations of an update on the batch, known once goals of its length were read."""
+        return flops_of(batch, self.model, self._parts, acts=True)
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Makes scores those of actions that are sampled at `temperature`."""

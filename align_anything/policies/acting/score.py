@@ -15,6 +15,7 @@ from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.acting.collator import ActingInputs, ActionCollator
+from align_anything.policies.acting.flops import FUSION, Parts, flops_of, inner_of, kind_of, sizes_of
 from align_anything.policies.acting.selfcheck import require_sound
 
 
@@ -30,6 +31,7 @@ class ActionScorePolicy(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
+        self._parts = Parts()
         self.units = units
 
     def forward(
@@ -48,7 +50,8 @@ class ActionScorePolicy(nn.Module):
         if entropy or routing or further:
             raise ModelError('a score has no entropy, no experts and no codes: ask the policy that samples.')
         inputs: ActingInputs = batch.inputs
-        states = self.model(inputs.steps, inputs.step_of, inputs.previous, inputs.first)
+        with self._parts.counted(kind_of(inputs), sizes_of(inputs, padded=True), inner_of(self.model), FUSION):
+            states = self.model(inputs.steps, inputs.step_of, inputs.previous, inputs.first)
         head = bare_model(self.model).get_submodule(SCORE_HEAD)
         ends = states[torch.arange(len(inputs.ends), device=states.device), inputs.ends][: batch.num_responses]
         own = states[inputs.rows, inputs.columns] if self.units else ends
@@ -59,8 +62,8 @@ class ActionScorePolicy(nn.Module):
         require_sound(self.model, self.collate, self.dtype, module, device)
 
     def flops(self, batch: Batch) -> dict[str, Flops]:
-        """Returns nothing: operations of models that act are not counted yet."""
-        return {}
+        """Returns the operations of an update on the batch, known once goals of its length were read."""
+        return flops_of(batch, self.model, self._parts, acts=False)
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""

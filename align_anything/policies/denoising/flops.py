@@ -31,7 +31,7 @@ class Calls:
         if key in self._of_row or not rows:
             yield
             return
-        with _Counting() as counting:
+        with Counting() as counting:
             yield
         self._of_row[key] = counting.products / rows, counting.attention / rows
 
@@ -58,7 +58,7 @@ def _shapes(inputs: DenoisingInputs) -> Any:
     return tuple(inputs.sample.shape[1:]), tuple(conditions)
 
 
-class _Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):
     """Adds up the operations of matrix products and convolutions, and of attention."""
 
     def __init__(self) -> None:

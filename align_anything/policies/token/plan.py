@@ -20,6 +20,7 @@ from align_anything.models.trainable import freeze_components
 from align_anything.models.work import WorkOf, work_of_model
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
+from align_anything.policies.token.selfcheck import windows_of
 from align_anything.policies.token.varlen import HALF
 
 logger = get_logger(__name__)
@@ -78,6 +79,38 @@ def _require_shareable(cfgs: RunCfgs, spec: FamilySpec, layout: str, ranks: int)
         ),
     }
     problems = [f'train_cfgs.sequence_parallel_size = {ranks}: {why}.' for why, holds in reasons.items() if holds]
+    if problems:
+        raise SettingsError(problems)
+
+
+def require_parallel(cfgs: RunCfgs, spec: FamilySpec, *, judges: bool) -> None:
+    """Raises SettingsError where the tokens of a turn cannot be said at once (`ActionSpace.decoding`), with reasons.
+
+    `judges` says whether the model scores what others have done.
+    """
+    if spec.codes is None or spec.codes.parallel is None:
+        return
+    name, train, attention = spec.model_type, cfgs.train_cfgs, cfgs.model_cfgs.attn_implementation
+    windows = [window for window in windows_of(spec.config) if window < spec.max_length]
+    reasons = {
+        f'models of type {name} make masks of their own, which keep placeholders from seeing each other': (
+            'packed' not in spec.layouts
+        ),
+        f'images of models of type {name} see themselves by masks of their own, which placeholders have no part in': (
+            spec.bidirectional_media
+        ),
+        f'the attention of this {name} has a window of {min(windows, default=0)} tokens, of which masks of ours know '
+        f'nothing (model_cfgs.model_max_length: {min(windows, default=0)} keeps rows within it)': bool(windows),
+        f'{attention} reads no masks; set model_cfgs.attn_implementation: sdpa': attention in FLASH,
+        'ranks that share a row were not tried with it; set train_cfgs.sequence_parallel_size: 1': (
+            train.sequence_parallel_size > 1
+        ),
+        'data_cfgs.train_on: all trains what stands behind the actions of a turn, which nothing would predict; set '
+        'data_cfgs.train_on: all_assistant': cfgs.data_cfgs.train_on == 'all',
+        'a model that judges would see placeholders in the place of what was done; set action_cfgs.action_decoding: '
+        'autoregressive': judges,
+    }
+    problems = [f'action_cfgs.action_decoding = parallel: {why}.' for why, holds in reasons.items() if holds]
     if problems:
         raise SettingsError(problems)
 

@@ -130,6 +130,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutE
         # Each rank has an engine of its own, or asks servers.
         in_step=not cfgs.vllm_cfgs.use_vllm or cfgs.vllm_cfgs.vllm_tensor_parallel_size > 1,
         expands=cfgs.vllm_cfgs.use_vllm,
+        at_own_pace=cfgs.vllm_cfgs.vllm_server_urls is not None,
         encoder=turns_of(spec),
     )
 

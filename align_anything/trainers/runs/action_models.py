@@ -67,7 +67,9 @@ def make_collator(cfgs: RunCfgs, spec: ActionSpec, pair: Pair, algorithm: Algori
     A window may have been any of an episode that is as long as the model reads, as SPOC trains it.
     """
     head = make_head(spec.config.head, mean=algorithm.has_ratios)
-    window = cfgs.data_cfgs.sliding_window if algorithm.task == 'supervised' else None
+    data = cfgs.data_cfgs
+    window = data.sliding_window or (1 if data.windows == 'all' else None)
+    window = window if algorithm.task == 'supervised' else None
     latest = 0 if window is None else max(0, spec.config.max_steps - window)
     return ActionCollator(spec, head, behind=algorithm.scores != 'tokens', latest=latest, seed=cfgs.train_cfgs.seed)
 

@@ -27,11 +27,11 @@ from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.spoken_actions import STATE
 from align_anything.models.acting.known import ACTS
+from align_anything.models.acting.published import problems_of_version
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
-from align_anything.policies.token.plan import FLASH
-from align_anything.policies.token.selfcheck import windows_of
+from align_anything.policies.token.plan import require_parallel
 
 logger = get_logger(__name__)
 
@@ -57,6 +57,8 @@ def acting(
     vocabulary cannot stand for actions, and DataError for rows whose actions have nothing in common.
     """
     asked, source = cfgs.action_cfgs, cfgs.model_cfgs.model_name_or_path
+    if asked.model_version is not None:
+        _require_version(spec, asked.model_version, source)
     known = kept or spec.space
     space = known or _new_space(asked, source)
     _check_asked(asked, spec.space, source)
@@ -87,9 +89,18 @@ def acting(
         spec.act_in(space)
     else:
         act_in(spec, space)
-        require_parallel(cfgs, spec, algorithm)
+        require_parallel(cfgs, spec, judges=algorithm.scores == 'responses')
     logger.info('actions: %s', told(space))
     _tell_unread_states(spec, rows)
+
+
+def _require_version(spec: FamilySpec, version: str, source: Any) -> None:
+    problems = problems_of_version(spec.config, version)
+    if problems:
+        raise ModelError(
+            f'action_cfgs.model_version: {source} is no {version}: {"; ".join(problems)}. The checkpoint says how '
+            'large it is: name another one, or leave model_version out (null).'
+        )
 
 
 def told(space: ActionSpace) -> str:
@@ -243,32 +254,3 @@ def _named_by(seen: Seen | None, space: ActionSpace, source: Any) -> ActionSpace
         )
     dimensions = seen.one('dimensions') or tuple(f'x{number}' for number in range(size))
     return replace(space, dimensions=dimensions, cameras=cameras)
-
-
-def require_parallel(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> None:
-    """Raises SettingsError where the tokens of a turn cannot be said at once (`ActionSpace.decoding`), with reasons."""
-    if spec.codes is None or spec.codes.parallel is None:
-        return
-    name, train, attention = spec.model_type, cfgs.train_cfgs, cfgs.model_cfgs.attn_implementation
-    windows = [window for window in windows_of(spec.config) if window < spec.max_length]
-    reasons = {
-        f'models of type {name} make masks of their own, which keep placeholders from seeing each other': (
-            'packed' not in spec.layouts
-        ),
-        f'images of models of type {name} see themselves by masks of their own, which placeholders have no part in': (
-            spec.bidirectional_media
-        ),
-        f'the attention of this {name} has a window of {min(windows, default=0)} tokens, of which masks of ours know '
-        f'nothing (model_cfgs.model_max_length: {min(windows, default=0)} keeps rows within it)': bool(windows),
-        f'{attention} reads no masks; set model_cfgs.attn_implementation: sdpa': attention in FLASH,
-        'ranks that share a row were not tried with it; set train_cfgs.sequence_parallel_size: 1': (
-            train.sequence_parallel_size > 1
-        ),
-        'data_cfgs.train_on: all trains what stands behind the actions of a turn, which nothing would predict; set '
-        'data_cfgs.train_on: all_assistant': cfgs.data_cfgs.train_on == 'all',
-        'a model that judges would see placeholders in the place of what was done; set action_cfgs.action_decoding: '
-        'autoregressive': algorithm.scores == 'responses',
-    }
-    problems = [f'action_cfgs.action_decoding = parallel: {why}.' for why, holds in reasons.items() if holds]
-    if problems:
-        raise SettingsError(problems)

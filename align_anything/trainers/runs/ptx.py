@@ -11,6 +11,8 @@ from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import DataError
+from align_anything.core.types import ACTION
+from align_anything.datasets.action_datasets import by_dataset, datasets_of
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import Mixture
@@ -37,6 +39,9 @@ def ptx_dataset(resolved: Resolved[PolicyRunCfgs, Online], pair: Pair, spec: Fam
         return None
     sources = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, False, pair.writes)
     probe(Sources(sources, []), pair, SFT(), cfgs.data_cfgs.train_on)
+    if ACTION in pair.writes:
+        names = datasets_of(sources, spec.space, cfgs.action_cfgs, teaches=False)
+        sources = by_dataset(sources, names, spec.space)
     data = cfgs.data_cfgs
     dataset = make_dataset(sources, pair, spec, SFT(), data.train_on, drop_truncated=data.drop_truncated)
     if not len(dataset):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError
 from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
+from align_anything.policies.acting.flops import Parts
 from align_anything.policies.acting.flow.collator import FlowCollator, FlowInputs
+from align_anything.policies.acting.flow.flops import counted_denoising, counted_reading, flops_of
 from align_anything.policies.acting.flow.prediction import read, spread, velocity
 from align_anything.policies.acting.flow.selfcheck import require_sound
 from align_anything.policies.denoising.transitions import divergence, log_probability, transition
@@ -34,6 +36,7 @@ class FlowPolicy(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
+        self._parts = Parts()
 
     def forward(
         self,
@@ -54,8 +57,12 @@ class FlowPolicy(nn.Module):
         if bootstrap or routing or further:
             raise ModelError('a policy that denoises actions expects no returns, and has no experts and no codes.')
         inputs: FlowInputs = batch.inputs
-        cache = spread(read(self.model, inputs.seen, self.dtype), inputs.step_of, len(inputs.seen.ids))
-        predicted = velocity(self.model, cache, inputs.seen, inputs.step_of, inputs.sample, inputs.level, self.dtype)
+        with counted_reading(self._parts, inputs):
+            cache = spread(read(self.model, inputs.seen, self.dtype), inputs.step_of, len(inputs.seen.ids))
+        with counted_denoising(self._parts, inputs):
+            predicted = velocity(
+                self.model, cache, inputs.seen, inputs.step_of, inputs.sample, inputs.level, self.dtype
+            )
         scored = (
             self._of_draws(inputs, predicted) if inputs.step is None else self._of_steps(inputs, predicted, entropy)
         )
@@ -95,8 +102,8 @@ class FlowPolicy(nn.Module):
         require_sound(self.model, self.collate, self.dtype, module, device)
 
     def flops(self, batch: Batch) -> dict[str, Flops]:
-        """Returns nothing: operations of models that act are not counted yet."""
-        return {}
+        """Returns the operations of an update on the batch, known once steps of its kind were read."""
+        return flops_of(batch, self.model, self._parts)
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError for any but 1: transitions have the noise level of their kernel instead."""

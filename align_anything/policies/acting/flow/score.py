@@ -14,7 +14,9 @@ from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
+from align_anything.policies.acting.flops import Parts
 from align_anything.policies.acting.flow.collator import FlowCollator, FlowInputs
+from align_anything.policies.acting.flow.flops import counted_denoising, counted_reading, flops_of
 from align_anything.policies.acting.flow.prediction import read, spread, velocity
 
 
@@ -30,6 +32,7 @@ class FlowCritic(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
+        self._parts = Parts()
 
     def forward(
         self,
@@ -44,8 +47,12 @@ class FlowCritic(nn.Module):
         if entropy or bootstrap or routing or further:
             raise ModelError('a critic of denoised actions has values of their steps and nothing else.')
         inputs: FlowInputs = batch.inputs
-        cache = spread(read(self.model, inputs.seen, self.dtype), inputs.step_of, len(inputs.seen.ids))
-        predicted = velocity(self.model, cache, inputs.seen, inputs.step_of, inputs.sample, inputs.level, self.dtype)
+        with counted_reading(self._parts, inputs):
+            cache = spread(read(self.model, inputs.seen, self.dtype), inputs.step_of, len(inputs.seen.ids))
+        with counted_denoising(self._parts, inputs):
+            predicted = velocity(
+                self.model, cache, inputs.seen, inputs.step_of, inputs.sample, inputs.level, self.dtype
+            )
         values = bare_model(self.model).get_submodule(SCORE_HEAD)(predicted.mean(1))
         return Scored(values if len(batch.weights) else values[:0] + 0.0 * values.sum())
 
@@ -53,8 +60,8 @@ class FlowCritic(nn.Module):
         """Does nothing: what it reads is what the policy reads, whose check stands for both."""
 
     def flops(self, batch: Batch) -> dict[str, Flops]:
-        """Returns nothing: operations of models that act are not counted yet."""
-        return {}
+        """Returns the operations of an update on the batch, known once steps of its kind were read."""
+        return flops_of(batch, self.model, self._parts)
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""
