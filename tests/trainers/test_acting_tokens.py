@@ -146,7 +146,7 @@ def test_killed_in_an_episode(name: str, stage: int, folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(('model', 'ranks'), [('tail', 2), ('reserved', 1)])
 def test_vllm_does_what_is_trained(model: str, ranks: int, folder: Path, tmp_path: Path) -> None:
     import_vllm()
-    how = {'use_vllm': True, 'vllm_gpu_memory_utilization': 0.01, 'log_completions': 1}
+    how = {'use_vllm': True, 'vllm_gpu_memory_utilization': 0.01, 'log_completions': 1, 'max_steps': 12}
     succeed(argv(folder, tmp_path, model=model, **how), 'grpo', ranks)
     check_rollouts(tmp_path)
     done = {
