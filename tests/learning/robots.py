@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from align_anything.testing.acting import build_acting
 from align_anything.testing.played import outcome, play
 from tests.harness.once import once
 from tests.learning.school import train_by
+from tests.trainers.runs import lines, write_rows
 
 ROOM, PAIR = 'hot_floor', 'text_video_to_action'
 # As in `make demo-robot`.
 DEMONSTRATED, PROMPTS = 2500, 5000
 UNSEEN = range(900_000, 900_300)
+NOISE = 0.5 / len(UNSEEN) ** 0.5
+"""The standard error of a share of these rooms, at most."""
 IMITATING = {
     'template': 'Messages',
     'per_device_train_batch_size': 64,
@@ -50,8 +54,8 @@ def rooms(shared: Path) -> Path:
     return once(shared, 'rooms-with-hot-floor', make)
 
 
-def imitator(shared: Path, name: str, **settings: Any) -> Path:
-    """A robot that imitates demonstrations, made once."""
+def imitator(shared: Path, name: str, rows: Path | None = None, **settings: Any) -> Path:
+    """A robot that imitates the demonstrations of the bot, or those in `rows`, made once."""
     folder = rooms(shared)
 
     def make(out: Path) -> None:
@@ -60,7 +64,7 @@ def imitator(shared: Path, name: str, **settings: Any) -> Path:
             'sft',
             out,
             folder / 'untrained',
-            folder / 'demonstrations.jsonl',
+            rows or folder / 'demonstrations.jsonl',
             **{**IMITATING, 'image_folder': folder, 'sample_cache_dir': folder / 'encoded', **settings},
         )
 
@@ -70,6 +74,22 @@ def imitator(shared: Path, name: str, **settings: Any) -> Path:
 def good(shared: Path) -> Path:
     """A robot that learned from all demonstrations."""
     return imitator(shared, 'robot-that-imitates', epochs=12)
+
+
+def confused(shared: Path) -> Path:
+    """A robot that learned as much from as many demonstrations, each with the mission of another one."""
+
+    def shuffle(folder: Path) -> None:
+        rows = lines(rooms(shared) / 'demonstrations.jsonl')
+        missions = [row['messages'][0]['content'][0]['text'] for row in rows]
+        random.Random(0).shuffle(missions)
+        for row, mission in zip(rows, missions, strict=True):
+            row['messages'][0]['content'][0]['text'] = mission
+        folder.mkdir()
+        write_rows(folder / 'demonstrations.jsonl', rows)
+
+    rows = once(shared, 'rooms-with-shuffled-missions', shuffle) / 'demonstrations.jsonl'
+    return imitator(shared, 'robot-that-is-confused', rows, epochs=12)
 
 
 def tried(model: Path, temperature: float = 0.0) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""A small robot learns to pick things up from demonstrations, and by its own doing to keep off hot floor."""
+"""A small robot learns to pick things up from demonstrations, and by its own doing to keep off hot floor.
+
+Without true missions it does not learn which thing is meant.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ pytestmark = [pytest.mark.extended, pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_it_imitates_demonstrations_in_rooms_that_it_never_saw(shared_cache: Path) -> None:
     assert robots.tried(robots.rooms(shared_cache) / 'untrained')['success'] < 0.05
     assert robots.tried(robots.good(shared_cache))['success'] >= 0.9
+
+
+def test_missions_of_other_rooms_teach_it_nothing_of_them(shared_cache: Path) -> None:
+    # It learns to pick things up, and of three it cannot know which one is meant.
+    success = robots.tried(robots.confused(shared_cache))['success']
+    assert 0.2 <= success <= 1 / 3 + 3 * robots.NOISE
 
 
 def test_it_keeps_off_hot_floor_and_still_does_what_it_is_told(shared_cache: Path, tmp_path: Path) -> None:
