@@ -295,6 +295,15 @@ the backward pass: of long rows that is what is left of activations beside one l
 `--dry_run` counts both, and the log of a run tells what is in force. A frozen reference leaves the device with
 `reference_ds_cfgs: ds_z3_offload_config.json`, whose layers come one by one.
 
+## ZeRO++
+
+A DeepSpeed file of stage 3 may hold `zero_hpz_partition_size` (a second copy of the weights, shared by the ranks of a
+machine, from which backward passes gather), `zero_quantized_weights`, `zero_quantized_nontrainable_weights` and
+`zero_quantized_gradients`. The log and `--dry_run` tell which are in force, and hpZ's copy is counted. What has no
+effect is an error: below stage 3, a size that does not divide the ranks or is all of them, what quantises without CUDA,
+and `mics_*`, which DeepSpeed has no more. hpZ trains as stage 3 does without it on four CPU ranks, in a test; what
+quantises is handed to DeepSpeed and untested, and none of these has run on GPUs here.
+
 ## FSDP2 in the place of DeepSpeed
 
 `--engine fsdp` trains on torch's own FSDP2 (`fully_shard`), for every algorithm, policy and medium: weights, gradients

@@ -11,6 +11,13 @@ from pydantic import ValidationError
 from align_anything.core.errors import SettingsError
 from align_anything.engines.fsdp_config import is_fsdp, offloads_to_cpu
 
+QUANTISED = {
+    'zero_quantized_weights': 'weights gathered in 8 bits',
+    'zero_quantized_nontrainable_weights': 'frozen weights kept in 8 bits',
+    'zero_quantized_gradients': 'gradients reduced in few bits',
+}
+"""Keys of ZeRO++ that quantise, and what each does."""
+
 
 def build_config(
     zero_file: Mapping[str, Any],
@@ -60,6 +67,39 @@ def check_zero(zero_file: Mapping[str, Any], name: str) -> None:
         ) from None
 
 
+def check_sharing(zero_file: Mapping[str, Any], name: str, *, ranks: int, device_type: str) -> None:
+    """Raises SettingsError for what of ZeRO++ in the file called `name` has no effect on so many ranks of such devices.
+
+    So it does for MiCS, which DeepSpeed has no more.
+    """
+    section = zero_file.get('zero_optimization') or {}
+    problems = [
+        f'{key}: DeepSpeed has no MiCS any more; zero_hpz_partition_size keeps weights inside of so many ranks'
+        for key in section
+        if key.startswith('mics_')
+    ]
+    size = secondary_ranks(zero_file)
+    asked = [key for key in QUANTISED if section.get(key)]
+    if zero_stage(zero_file) != 3:
+        keys = [*asked, *(['zero_hpz_partition_size'] if size > 1 else [])]
+        problems += [f'{key} has no effect under ZeRO stage {zero_stage(zero_file)}; it needs stage 3' for key in keys]
+    else:
+        if device_type != 'cuda':
+            problems += [f'{key}: its kernels are there for CUDA alone; leave it out here' for key in asked]
+        if size > 1 and (ranks % size or size == ranks):
+            problems.append(
+                f'zero_hpz_partition_size is {size}, on {ranks} ranks; it must divide them and be less: the ranks of a '
+                'machine, of several'
+            )
+    if problems:
+        raise SettingsError([f'the DeepSpeed file {name}: zero_optimization.{problem}.' for problem in problems])
+
+
+def secondary_ranks(config: Mapping[str, Any]) -> int:
+    """How many ranks share the second copy of the weights that hpZ keeps; 1 where there is none."""
+    return int(config.get('zero_optimization', {}).get('zero_hpz_partition_size', 1))
+
+
 def zero_stage(config: Mapping[str, Any]) -> int:
     """The ZeRO stage that the configuration asks for."""
     return int(config.get('zero_optimization', {}).get('stage', 0))
@@ -94,4 +134,8 @@ def partitions_weights(config: Mapping[str, Any]) -> bool:
 
 def sharer_of(config: Mapping[str, Any]) -> str:
     """What shares the work among ranks, in words."""
-    return 'FSDP2' if is_fsdp(config) else f'ZeRO stage {zero_stage(config)}'
+    if is_fsdp(config):
+        return 'FSDP2'
+    section, size = config.get('zero_optimization', {}), secondary_ranks(config)
+    told = [f'ZeRO stage {zero_stage(config)}', *([f'hpZ over {size} ranks'] if size > 1 else [])]
+    return ', '.join([*told, *(words for key, words in QUANTISED.items() if section.get(key))])

@@ -16,7 +16,7 @@ from align_anything.core.distributed import gather_tensors, rank, world_size
 from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.parameters import full_shape
 from align_anything.engines.base import Engine
-from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.deepspeed_config import sharer_of, zero_stage
 from align_anything.engines.deepspeed_state import STATE_TAG, written_by_name
 from align_anything.engines.fsdp_state import read_by_name
 from align_anything.engines.gathering import gathered_by_zero
@@ -68,7 +68,7 @@ class DeepSpeedEngine(Engine):
             # DeepSpeed would copy all gradients into one tensor and back, and ask nobody in between.
             self.engine.enable_backward_allreduce = False
         self.partitioned = self.stage == 3
-        self.in_force = f'ZeRO stage {self.stage}'
+        self.in_force = sharer_of(config)
 
     @property
     def module(self) -> nn.Module:

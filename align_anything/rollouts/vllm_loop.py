@@ -100,9 +100,11 @@ class Loop:
             self.doing = (work.what, time.monotonic())
         try:
             found = work.act()
-        except Exception as error:  # Whoever asked for it is told.
+        except BaseException as error:
             self.doing = self.doing if self._calls else None
             work.future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
             return
         if work.alone:
             self.doing = None
@@ -116,10 +118,12 @@ class Loop:
         assert self._engine is not None
         try:
             found = self._engine.step()
-        except Exception as error:  # Whoever waits for it is told.
+        except BaseException as error:
             failed, self._calls, self.doing = self._calls, [], None
             for call in failed:
                 call.future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
             return
         for call in self._calls:
             call.found |= {name: found[name] for name in call.names if name in found}

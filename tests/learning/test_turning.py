@@ -33,7 +33,7 @@ def common() -> dict[str, Any]:
 
 def shown(folder: Path, errs: float = 0.0, shuffled: bool = False) -> Path:
     """A model that was shown how to drive, with the missions of other episodes where they are shuffled."""
-    write_demonstrations(WORLD, {'errs': errs}, folder, 300)
+    write_demonstrations(WORLD, {'errs': errs}, folder, 600)
     rows = lines(folder / 'demonstrations.jsonl')
     missions = [row['messages'][0]['content'][0]['text'] for row in rows]
     if shuffled:
@@ -42,7 +42,8 @@ def shown(folder: Path, errs: float = 0.0, shuffled: bool = False) -> Path:
         row['messages'][0]['content'][0]['text'] = f'{PROMPT}\n\n{mission}'
     write_rows(folder / 'rows.jsonl', rows)
     corpus = [*(f'{PROMPT} {mission}' for mission in lights.MISSIONS), 'user assistant system'] * 50
-    settings = {'learning_rate': 6e-3, 'per_device_train_batch_size': 8, 'max_steps': 100, 'code_loss_over': 'range'}
+    # At 6e-3, in batches of 8, it learns what lights are for, and nothing of missions.
+    settings = {'learning_rate': 2e-3, 'per_device_train_batch_size': 32, 'max_steps': 100, 'code_loss_over': 'range'}
     start = build('qwen2_vl', folder / 'start', corpus=corpus)
     how = {'template': 'Messages', 'action_tokens': 'tail', **common(), **settings}
     return train_by('text_video_to_action', 'sft', folder / 'sft', start, folder / 'rows.jsonl', **how)
@@ -70,10 +71,11 @@ def driven(folder: Path, model: Path, **settings: Any) -> list[float]:
 
 @pytest.mark.extended
 def test_rewards_make_a_driver_better(tmp_path: Path) -> None:
-    found = driven(tmp_path, shown(tmp_path, errs=0.3), learning_rate=1e-3, update_iters=2, max_steps=18)
+    settings = {'credit': 'turn', 'learning_rate': 1e-3, 'update_iters': 2, 'max_steps': 30}
+    found = driven(tmp_path, shown(tmp_path, errs=0.45), **settings)
     # The first two rollouts are of what was shown, the last ones of what was rewarded.
     before, after = sum(found[:2]) / 2, sum(found[-2:]) / 2
-    assert before < 0.4 and after >= before + 0.1, found
+    assert before < 0.5 and after >= before + 0.3, found
 
 
 @pytest.mark.extended

@@ -23,6 +23,7 @@ from align_anything.engines.step import StepResult
 from align_anything.policies.base import Policy
 from align_anything.policies.token.logprob import LogProbHead
 from align_anything.rollouts.experience import Rollout, record
+from align_anything.trainers.loops.failing import Failing
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.progress import Progress
 from tests.harness.local_engine import LocalEngine
@@ -229,7 +230,7 @@ def test_the_online_loop_learns_from_a_rollout_of_points() -> None:
     cfgs = build_run_schema(KNOWN['grpo'])(train_cfgs={'per_device_train_batch_size': 4})
     given: dict[str, Any] = dict.fromkeys(field.name for field in fields(OnlineLoop) if field.init)
     given |= {'cfgs': cfgs, 'algorithm': grpo, 'engine': engine, 'critics': {}, 'reference': reference, 'steps': 9}
-    given |= {'spec': SimpleNamespace(meets='probability')}
+    given |= {'spec': SimpleNamespace(meets='probability'), 'failing': Failing(None, '', None)}
     training = SimpleNamespace(sampler=SimpleNamespace(cursor=lambda epoch, step: None))
     given |= {'progress': Progress(), 'training': training, '_seconds': {}, '_unusable': []}
     loop = OnlineLoop(**given)

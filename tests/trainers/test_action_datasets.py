@@ -19,7 +19,9 @@ from align_anything.algorithms.evaluate import Evaluate
 from align_anything.algorithms.generate import Generate, Generating
 from align_anything.core.actions import ActionSpace, Statistics
 from align_anything.core.errors import DataError, ModelError, SettingsError
-from align_anything.core.types import Skipped
+from align_anything.core.types import Message, Skipped
+from align_anything.environments.demonstrations import write_demonstrations
+from align_anything.environments.worlds.reach import Reach
 from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.action_space import read_action_space
 from align_anything.serve.settings import Chat, Serve
@@ -33,6 +35,13 @@ from tests.trainers.runs import lines, run, sft, succeed, write_rows
 
 PAIR = PAIRS['text_video_to_action']
 ARM = ActionSpace(dimensions=('x', 'gripper'), normalization='min_max', tokens='tail', first_ids=(300, 300))
+
+
+class Blind(Reach):
+    """Tells nothing of the body."""
+
+    def _shown(self, instruction: str = '') -> Message:
+        return {key: value for key, value in super()._shown(instruction).items() if key != 'state'}
 
 
 class Policy:
@@ -338,3 +347,26 @@ def test_from_a_mixture_to_what_is_generated(tiny: Callable[..., Path], tmp_path
     # The same tokens, since the seeds are the same; the arm goes ten times as far.
     assert farthest['near'] and max(farthest['near']) <= 1
     assert farthest['far'] == pytest.approx([10 * x for x in farthest['near']])
+
+
+@pytest.mark.extended
+def test_a_policy_reads_its_state_in_an_environment(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    write_demonstrations('reach', {}, tmp_path, 4, prompts=4)
+    common = {'model_max_length': 1024, 'max_steps': 1}
+    given = {'action_tokens': 'tail', 'action_states': '[position]'}
+    argv = sft(tmp_path / 'sft', tiny('qwen2_5_vl'), tmp_path / 'demonstrations.jsonl', template='Messages', **common)
+    told = succeed([*argv, *(part for key, value in given.items() for part in (f'--{key}', value))], pair=PAIR)
+    assert 'does not read' not in told
+    settings = {
+        'train_template_kwargs': '{keep_columns: True}', 'environment': 'reach', 'max_turns': 3, 'max_new_tokens': 3,
+        'num_generations': 2, 'per_device_prompt_batch_size': 2, 'per_device_train_batch_size': 4, 'log_completions': 1,
+    }  # fmt: skip
+    acts, grpo = (tmp_path / 'sft' / 'slice_end', tmp_path / 'prompts.jsonl'), known_algorithms()['grpo']
+    succeed(sft(tmp_path / 'grpo', *acts, template='Prompts', **common, **settings), pair=PAIR, algorithm=grpo)
+    (record,) = [own for own in lines(tmp_path / 'grpo' / 'metrics.jsonl') if 'train/turns' in own]
+    assert record['train/rollout_drift'] < 1e-5 and record['train/turns'] > 1
+    # Where the world tells none, it is told so, and nothing is made up for it.
+    settings['environment'] = f'{__file__}:Blind'
+    argv = sft(tmp_path / 'blind', *acts, template='Prompts', **common, **settings)
+    (ended,) = run(argv, pair=PAIR, algorithm=grpo)
+    assert ended.code and 'a step tells no state (position), which the policy reads' in ' '.join(ended.output.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.runs.assembly import build_on_meta
-from align_anything.trainers.runs.memory import Memory, memory_of_run
+from align_anything.trainers.runs.memory import Memory, estimate_memory, memory_of_run
 from align_anything.trainers.runs.settings import spec_of
 from tests.trainers.test_scoring import with_head
 
@@ -139,3 +140,11 @@ def test_what_does_not_learn_keeps_no_activations(tiny: Tiny) -> None:
     model = AnyModelForScore.from_pretrained(tiny('llama')).requires_grad_(False)
     model.score.requires_grad_(True)
     assert activations_of(model, spec, 100, 4, recomputes=None) == 0
+
+
+def test_hpz_keeps_a_second_copy_among_the_ranks_of_a_machine() -> None:
+    model, zero = torch.nn.Linear(10, 10, bias=False), {'stage': 3}
+    plain = estimate_memory(model, {'zero_optimization': zero}, 'bf16', 16)
+    second = estimate_memory(model, {'zero_optimization': {**zero, 'zero_hpz_partition_size': 8}}, 'bf16', 16)
+    assert plain.weights == 2 * 100 / 16
+    assert second == replace(plain, weights=plain.weights + 2 * 100 / 8)

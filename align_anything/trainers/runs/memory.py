@@ -20,6 +20,7 @@ from align_anything.engines.deepspeed_config import (
     offloads_optimizer,
     offloads_parameters,
     partitions_weights,
+    secondary_ranks,
     zero_stage,
 )
 from align_anything.engines.fsdp_config import accumulates_whole_gradients
@@ -64,7 +65,8 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str,
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
     al., 2020, arXiv:1910.02054, section 3). FSDP2 shares all of them, but for the gradients of the micro-batches before
-    the last one of a step. Half precision keeps float32 masters with the Adam moments.
+    the last one of a step. Half precision keeps float32 masters with the Adam moments. hpZ keeps a second copy of the
+    weights, shared by the ranks of a machine (Wang et al., 2023, arXiv:2306.10209, section 3.2).
     """
     ranks = world_size() if ranks is None else ranks
     # FSDP2 shares what ZeRO-3 does.
@@ -73,8 +75,11 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str,
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
     width = DTYPES[precision].itemsize
     states = 8 if precision == 'fp32' else 12
+    weights = everything * width / (ranks if stage == 3 else 1)
+    if secondary_ranks(config) > 1:
+        weights += everything * width / secondary_ranks(config)
     return Memory(
-        weights=0.0 if offloads_parameters(config) else everything * width / (ranks if stage == 3 else 1),
+        weights=0.0 if offloads_parameters(config) else weights,
         gradients=trained * width / (ranks if stage >= 2 else 1)
         + (trained * torch.float32.itemsize if accumulates_whole_gradients(config) else 0.0),
         optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),

@@ -17,7 +17,7 @@ from align_anything.core.errors import SampleError, SettingsError
 from align_anything.core.types import Conversation
 from align_anything.datasets.media import decode, make_media
 from align_anything.engines.by_kind import ByKind
-from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
+from align_anything.engines.deepspeed_config import build_config, check_sharing, check_zero, offloads_optimizer
 from align_anything.engines.depth import with_depth
 from align_anything.engines.fsdp_config import build_fsdp_config
 from align_anything.engines.optim import choose_optimizer
@@ -98,8 +98,9 @@ def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
         optimizer = choose_optimizer(train.optimizer, device_type='cuda' if fused else 'cpu', offload=False)
         return _fsdp_config(cfgs, precision_of(cfgs), train.max_grad_norm), optimizer
     zero_file = load_deepspeed_config(train.ds_cfgs)
-    check_zero(zero_file, train.ds_cfgs)
     device_type = 'cuda' if torch.cuda.is_available() else 'cpu'
+    check_sharing(zero_file, train.ds_cfgs, ranks=world_size(), device_type=device_type)
+    check_zero(zero_file, train.ds_cfgs)
     optimizer = choose_optimizer(train.optimizer, device_type=device_type, offload=offloads_optimizer(zero_file))
     config = build_config(
         zero_file,
