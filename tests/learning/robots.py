@@ -59,6 +59,14 @@ ACTING = {
     'gradient_checkpointing': None,
     'save_checkpoint': False,
 }
+EXPLORING = {
+    'per_device_prompt_batch_size': 96,
+    'per_device_train_batch_size': 32,
+    'gamma': 0.98,
+    'gae_lambda': 0.95,
+    'kl_coeff': 0.0,
+    'credit': 'turn',
+}
 
 
 def rooms(shared: Path) -> Path:
