@@ -10,9 +10,12 @@ from typing import Any
 from align_anything.configs.options import checked_options
 from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
+from align_anything.core.logging import get_logger
 from align_anything.core.registry import Registry
 from align_anything.core.types import Message
 from align_anything.core.user_files import look_up
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,14 @@ def require_capacity(name: str, made: Environment | BatchEnvironment) -> None:
             f"environment '{name}' sets its capacity ({made.capacity}) when it is made: it belongs to the class, for "
             'it says how many are made.'
         )
+
+
+def close(name: str, made: Environment | BatchEnvironment) -> None:
+    """Closes an environment that nobody needs any more; what fails in it then is told, and fails nobody."""
+    try:
+        made.close()
+    except FOREIGN_FAULTS as error:
+        logger.warning('%s failed to close: %s: %s', name, type(error).__name__, error)
 
 
 def capacity_of(name: str) -> int | None:

@@ -86,15 +86,19 @@ class Remote:
             raise WorldError(
                 f'{fault.reason} Start it: align-anything serve-environment NAME, and give its address.'
             ) from fault
-        try:
-            if status == OK:
-                return Told.model_validate(answer)
+        except WorldError as error:
+            raise self._is_none(str(error)) from error
+        if status != OK:
             raise WorldError(f'{self._shown} answered {status}: {_reason(answer)}')
+        try:
+            return Told.model_validate(answer)
         except ValidationError as error:
-            raise WorldError(
-                f'{self._shown} is no server of an environment: {error.errors()[0]["msg"]}. Start one with '
-                'align-anything serve-environment.'
-            ) from error
+            raise self._is_none(f'{error.errors()[0]["msg"]}.') from error
+
+    def _is_none(self, reason: str) -> WorldError:
+        return WorldError(
+            f'{self._shown} is no server of an environment: {reason} Start one with align-anything serve-environment.'
+        )
 
     def capacity(self, name: str) -> int | None:
         """As `Host.capacity`."""

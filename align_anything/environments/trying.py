@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
-from align_anything.core.logging import get_logger
-from align_anything.environments.base import BatchEnvironment, Environment, make_environment, require_capacity
+from align_anything.environments.base import BatchEnvironment, Environment, close, make_environment, require_capacity
 from align_anything.environments.steps import checked_actions, checked_tools
-
-logger = get_logger(__name__)
 
 
 class Offered(NamedTuple):
@@ -40,10 +37,7 @@ def offered_by(name: str, kwargs: Mapping[str, Any]) -> Offered:
             f'{type(error).__name__}: {error}.'
         ) from error
     _require_callable(name, made)
-    try:
-        made.close()
-    except FOREIGN_FAULTS as error:
-        logger.warning('%s, closed before an episode, failed to close: %s: %s', name, type(error).__name__, error)
+    close(name, made)
     return offered
 
 

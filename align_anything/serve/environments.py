@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
+from align_anything.configs.yaml_text import parse_yaml
 from align_anything.core.asgi import Guarded, bound_socket, serve_app
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.core.logging import get_logger
@@ -175,7 +175,10 @@ def serve_environment(
     devices: bool,
 ) -> None:
     """Serves an environment until SIGTERM or Ctrl-C. Raises SettingsError and WorldError before it listens."""
-    given = yaml.safe_load(kwargs)
+    try:
+        given = parse_yaml(kwargs)
+    except ValueError as error:
+        raise SettingsError([f'--kwargs: {error}']) from error
     if not isinstance(given, dict):
         raise SettingsError([f'--kwargs: {kwargs!r} names no arguments; write for instance {{guesses: 3}}.'])
     checked = checked_kwargs(name, given)

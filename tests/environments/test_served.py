@@ -184,6 +184,14 @@ def test_servers_that_are_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(WorldError, match='is no server of an environment'):
         Remote(serve(answering({'models': []}, told=True))).told  # noqa: B018
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope['type'] == 'http':
+            await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+            await send({'type': 'http.response.body', 'body': b'<html>'})
+
+    with pytest.raises(WorldError, match='http://127.* is no server of an environment: .* no JSON.* Start one with'):
+        Remote(serve(page)).told  # noqa: B018
     for answer, reason in (
         ([], 'answered by a list'),
         ({'observations': []}, 'answered without rewards, tools'),
@@ -213,5 +221,10 @@ def test_what_cannot_be_served_is_refused(own: Path) -> None:
         serve_environment('number_game', '3', **rest)
     with pytest.raises(SettingsError, match="no option 'hihg'"):
         serve_environment('number_game', '{hihg: 3}', **rest)
+    with pytest.raises(SettingsError, match='--kwargs: not valid YAML'):
+        serve_environment('number_game', '{high: ', **rest)
+    # As runs read environment_kwargs, and not as YAML 1.1 does.
+    with pytest.raises(SettingsError, match="option 'high' of environment 'number_game' is 'no'"):
+        serve_environment('number_game', '{high: no}', **rest)
     with pytest.raises(WorldError, match="unknown environment 'numbergame'"):
         serve_environment('numbergame', '{}', **rest)
