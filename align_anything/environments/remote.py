@@ -27,6 +27,10 @@ OK, GONE = 200, 410
 KEY_VARIABLE = 'ALIGN_ANYTHING_API_KEY'
 
 
+class Unreachable(Fault):
+    """A server that is not there."""
+
+
 class Told(BaseModel):
     """What a server tells of its environment.
 
@@ -114,7 +118,14 @@ class Remote:
         """As `Askable.ask`."""
         # Environments of a server wait for each other.
         turn = self.told.timeout * math.ceil(LANES / self.told.lanes)
-        status, answer = self._asked('POST', 'ask', to_bytes(message), turn + ALLOWANCE)
+        closes = message['call'] == 'close'
+        try:
+            status, answer = self._asked('POST', 'ask', to_bytes(message), turn + ALLOWANCE, patient=not closes)
+        except Unreachable:
+            # What was to be closed has ended with its server.
+            if closes:
+                raise Lost from None
+            raise
         if status == GONE:
             raise Lost
         if status != OK:
@@ -125,15 +136,20 @@ class Remote:
         """Closes the connections."""
         self._client.close()
 
-    def _asked(self, method: str, path: str, content: bytes | None, seconds: float) -> tuple[int, Any]:
-        """The status and the record that are answered; a server that cannot be reached is asked again for a while."""
+    def _asked(
+        self, method: str, path: str, content: bytes | None, seconds: float, patient: bool = True
+    ) -> tuple[int, Any]:
+        """The status and the record that are answered.
+
+        A server that cannot be reached is asked again for a while, by who is `patient`.
+        """
         begun = time.monotonic()
         while True:
             try:
                 return self._answer(method, path, content, begun + seconds)
             except httpx2.ConnectError as error:
-                if time.monotonic() - begun > ALLOWANCE:
-                    raise Fault(f'{self._shown} cannot be reached: {error}.') from error
+                if not patient or time.monotonic() - begun > ALLOWANCE:
+                    raise Unreachable(f'{self._shown} cannot be reached: {error}.') from error
                 time.sleep(PAUSE)
             except (httpx2.TimeoutException, TimeoutError) as error:
                 raise Fault(f'{self._shown} did not answer within {seconds:g} s.') from error

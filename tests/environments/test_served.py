@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from align_anything.environments import Said
 from align_anything.environments import remote as remote_module
 from align_anything.environments.hosts import Lost
 from align_anything.environments.pool import EpisodeFailed, Pool
-from align_anything.environments.remote import Remote
+from align_anything.environments.remote import Remote, Told
 from align_anything.environments.workers import Workers
 from align_anything.serve.door import Keys
 from align_anything.serve.environments import Message, Served, make_app, serve_environment, told_of
@@ -213,6 +214,18 @@ def test_servers_that_are_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
         url = serve(answering(answer))
         with pytest.raises(EpisodeFailed, match=reason):
             One(Pool(url, retries=0, host=Remote(url)), {}, 0).begin()
+
+
+def test_what_ended_with_its_server_is_closed_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    remote = Remote('http://127.0.0.1:9')
+    remote.told = Told(environment='x')
+    begun = time.monotonic()
+    with pytest.raises(Lost):
+        remote.ask({'id': 'abcdefgh', 'call': 'close'})
+    one = One(Pool('http://127.0.0.1:9', host=remote), {}, 0)
+    one.seats[0].session._environment = remote.make('http://127.0.0.1:9', {}, 0)
+    one.close()
+    assert caplog.text == '' and time.monotonic() - begun < remote_module.ALLOWANCE / 2
 
 
 def test_what_cannot_be_served_is_refused(own: Path) -> None:
