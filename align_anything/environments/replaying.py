@@ -18,7 +18,8 @@ from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, Sampl
 from align_anything.core.types import Conversation, Media
 from align_anything.datasets.media import decode_conversations
 from align_anything.datasets.media.image import finished
-from align_anything.datasets.trajectories import joined_actions, steps_of
+from align_anything.datasets.spoken_actions import joined_actions
+from align_anything.datasets.trajectories import steps_of
 from align_anything.datasets.windows import episode_of
 from align_anything.environments.base import Environment, Said
 from align_anything.environments.observing import Limits, shown
