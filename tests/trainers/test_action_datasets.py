@@ -370,3 +370,10 @@ def test_a_policy_reads_its_state_in_an_environment(tiny: Callable[..., Path], t
     argv = sft(tmp_path / 'blind', *acts, template='Prompts', **common, **settings)
     (ended,) = run(argv, pair=PAIR, algorithm=grpo)
     assert ended.code and 'a step tells no state (position), which the policy reads' in ' '.join(ended.output.split())
+
+
+def test_the_start_tells_how_many_steps_are_said_and_done_in_a_turn() -> None:
+    single = action_spaces.told(ActionSpace(names=('up', 'down')))
+    assert single == 'up, down; by a head of their own; one step in a turn'
+    some = ActionSpace(names=('up', 'down'), chunk=4, executed=2)
+    assert action_spaces.told(some).endswith('; 4 steps in a turn, 2 of them done')
