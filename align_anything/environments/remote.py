@@ -52,12 +52,20 @@ class Remote:
 
     Args:
         url: address of the server, which says how long an environment may take.
+
+    Raises WorldError where it is no address.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip('/')
+        try:
+            parsed = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise WorldError(f'the address of the environment is none: {error}.') from error
+        if not parsed.host:
+            raise WorldError(f"the address of the environment, '{url}', names no machine.")
         # Without what may be secret: messages go into logs.
-        self._shown = str(httpx2.URL(self.url).copy_with(username=None, password=None, query=None))
+        self._shown = str(parsed.copy_with(username=None, password=None, query=None))
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx2.Client(
             headers={'Authorization': f'Bearer {key}'} if key else {},
