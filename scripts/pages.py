@@ -293,8 +293,9 @@ _MORE_MEMORY = """## What else takes memory
 
 In this order, each costing more than the one before: `gradient_checkpointing`, a smaller `per_device_train_batch_size`
 with more `gradient_accumulation_steps`, `--use_lora True`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with
-more devices, `bnb_cfgs` (4 bits under an adapter), `activation_offloading`, and the files with `offload`, which move
-states to the CPU. A smaller micro-batch changes no gradient.
+more devices, `optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `bnb_cfgs`
+(4 bits under an adapter), `activation_offloading`, and the files with `offload`, which move states to the CPU. A
+smaller micro-batch changes no gradient.
 
 Where memory is left, `gradient_checkpointing_every_n_layers: 2` recomputes every second layer of each stack only, and
 the others keep their activations. `activation_offloading` brings the inputs of recomputed layers into host memory until
