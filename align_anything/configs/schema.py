@@ -170,6 +170,11 @@ class TrainCfgs(Cfgs):
         description='What gradient_checkpointing keeps, the inputs of recomputed layers, waits in host memory for the '
         'backward pass. For long rows; it costs the time of two copies.',
     )
+    mlp_tiles: PositiveInt = Field(
+        1,
+        description='Computes the MLP of each layer of the language model in so many pieces of the row, and each again '
+        'in the backward pass, which keeps one of them at a time. For long rows; gated MLPs only, no experts.',
+    )
     learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
     lr_scheduler_type: ScheduleType = Field(
         'cosine', description='Shape of the learning rate over the optimizer steps of the run.'
@@ -192,8 +197,12 @@ class TrainCfgs(Cfgs):
     )
     adam_betas: tuple[float, float] = Field((0.9, 0.95), description='Decay rates of the two Adam moments.')
     adam_epsilon: float = Field(1e-8, gt=0, description='Term that keeps the Adam division from a zero denominator.')
-    optimizer: Literal['adamw_torch', 'adamw_torch_fused', 'deepspeed_cpu_adam', 'deepspeed_fused_adam'] | None = Field(
-        None, description='Optimizer implementation. null chooses the fastest one for the device and the offload.'
+    optimizer: (
+        Literal['adamw_torch', 'adamw_torch_fused', 'adamw_8bit', 'deepspeed_cpu_adam', 'deepspeed_fused_adam'] | None
+    ) = Field(
+        None,
+        description='Optimizer implementation. null chooses the fastest one for the device and the offload. adamw_8bit '
+        '(bitsandbytes, pip install "align-anything[bnb]") keeps its moments in 8 bits, where others take 32.',
     )
     max_grad_norm: NonNegativeFloat = Field(
         1.0, description='Maximum global norm of the gradients, for clipping. 0 clips nothing.'
