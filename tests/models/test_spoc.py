@@ -84,10 +84,14 @@ def test_numbers_come_back_as_the_environment_takes_them(tmp_path: Path) -> None
             lambda turns: turns[1].update(content=[{'type': 'action', 'action': Actions(names=('up',))}]),
             "'up', and should be one of left, right, wait",
         ),
+        (
+            lambda turns: turns[0].update(state={'held': (1, 2)}),
+            "'held' says 1, 2, and should say a number",
+        ),
     ],
 )
 def test_what_is_no_episode_is_refused(change: Any, reason: str, tmp_path: Path) -> None:
-    spec, turns = load_action_spec(small(tmp_path / 'model')), episode(3)
+    spec, turns = load_action_spec(small(tmp_path / 'model', sensors={'held': 3})), episode(3)
     change(turns)
     with pytest.raises(SampleError, match=reason):
         spec.encode(turns)
