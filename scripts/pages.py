@@ -292,7 +292,10 @@ states to the CPU. A smaller micro-batch changes no gradient.
 Where memory is left, `gradient_checkpointing_every_n_layers: 2` recomputes every second layer of each stack only, and
 the others keep their activations. `activation_offloading` brings the inputs of recomputed layers into host memory until
 the backward pass: of long rows that is what is left of activations beside one layer. Denoisers take the second alone.
-`--dry_run` counts both, and the log of a run tells what is in force. A frozen reference leaves the device with
+For rows so long that the MLP of one layer fills a device, `mlp_tiles: 8` computes it in eight pieces of the row: pieces
+are computed once more in the backward pass, gradients are the same, and all that of the MLP is there at once is a
+piece. It is for gated MLPs of language models; experts are refused. `--dry_run` counts these three, and the log of a
+run tells what is in force. A frozen reference leaves the device with
 `reference_ds_cfgs: ds_z3_offload_config.json`, whose layers come one by one.
 
 ## ZeRO++

@@ -11,7 +11,7 @@ from align_anything.core.types import ACTION, Skipped
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
 from align_anything.datasets.skips import told_once
 from align_anything.datasets.source_loading import load_sources
-from align_anything.environments.base import checked_kwargs, make_environment
+from align_anything.environments.base import checked_kwargs, close, make_environment
 from align_anything.environments.replaying import Compared, Recorded, compare, recorded_of
 
 PAIR = 'text_video_to_action'
@@ -38,7 +38,7 @@ def replay_dataset(
     try:
         compared = compare(made, list(islice(_episodes(rows, left_out), episodes)))
     finally:
-        made.close()
+        close(environment, made)
     if not compared.episodes:
         raise DataError(f"not one row of '{dataset}' is an episode:\n{told_once(left_out)}")
     compared.left_out = told_once(left_out)

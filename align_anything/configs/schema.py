@@ -170,6 +170,11 @@ class TrainCfgs(Cfgs):
         description='What gradient_checkpointing keeps, the inputs of recomputed layers, waits in host memory for the '
         'backward pass. For long rows; it costs the time of two copies.',
     )
+    mlp_tiles: PositiveInt = Field(
+        1,
+        description='Computes the MLP of each layer of the language model in so many pieces of the row, and each again '
+        'in the backward pass, which keeps one of them at a time. For long rows; gated MLPs only, no experts.',
+    )
     learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
     lr_scheduler_type: ScheduleType = Field(
         'cosine', description='Shape of the learning rate over the optimizer steps of the run.'

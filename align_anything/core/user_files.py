@@ -14,6 +14,7 @@ from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError
 from align_anything.core.registry import USER_FILE, Registry, nearest
 
 T = TypeVar('T')
+BESIDE = ' It is imported alone, and not as part of a package: for files beside it, put its folder on PYTHONPATH.'
 
 
 def look_up(name: str, registry: Registry[T]) -> T:
@@ -42,9 +43,8 @@ def _from_file(path: str, member: str, registry: Registry[T]) -> T:
     except AlignAnythingError:
         raise
     except FOREIGN_FAULTS as error:
-        raise registry.error(
-            f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
+        told = f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
+        raise registry.error(told + (BESIDE if issubclass(type(error), ImportError) else '')) from error
     members = vars(module).items()
     own = {name: value for name, value in members if registry.is_one(value) and value.__module__ == module.__name__}
     registered = {name: value for name, value in registry.registered(module.__name__).items() if value in own.values()}

@@ -15,14 +15,14 @@ from align_anything.models.work import share_of_experts
 
 
 def activations_of(
-    model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: Checkpointing | None
+    model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: Checkpointing | None, tiles: int = 1
 ) -> float:
     """About how many bytes of the language model `tokens` hold until the backward pass, `width` bytes to a number.
 
     What goes into and out of each of its matrices is counted, of experts those that are chosen, and twice what goes
     into a norm; activation functions keep about as much as layers share of that. The head works in chunks and keeps
     nothing. Layers that are computed again keep their input, or it waits in host memory, and all of one layer at a time
-    (Chen et al., 2016, arXiv:1604.06174).
+    (Chen et al., 2016, arXiv:1604.06174). MLPs in `tiles` keep their input, and one tile is there at a time.
     """
     named = [(name, component_of(name, spec.components), weight) for name, weight in model.named_parameters()]
     if not any(weight.requires_grad for _, component, weight in named if component != SCORE_HEAD):
@@ -31,15 +31,20 @@ def activations_of(
     chosen = share_of_experts(text.to_dict())
     looked_up = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     unread = {id(layer.weight) for layer in (*looked_up, bare_model(model).get_output_embeddings()) if layer}
-    each = 0.0
+    each = in_mlps = 0.0
     for name, component, weight in named:
         if component == 'language_model' and id(weight) not in unread and not name.endswith('bias'):
             # What is not a matrix scales what a norm has made of its input.
             numbers = sum(weight.shape[-2:]) * prod(weight.shape[:-2]) if weight.ndim > 1 else 2 * weight.numel()
             each += numbers * (chosen if '.experts.' in name else 1)
+            in_mlps += numbers * ('.mlp.' in name)
     layers = text.num_hidden_layers
+    tile = 0.0
+    if tiles > 1:
+        each += layers * text.hidden_size - in_mlps
+        tile = in_mlps / layers / tiles
     if recomputes is None:
-        return tokens * width * each
+        return tokens * width * (each + tile)
     again = recomputes.recomputed(layers)
     inputs = 0 if recomputes.offload else again
-    return tokens * width * (inputs * text.hidden_size + (layers - again + 1) * each / layers)
+    return tokens * width * (inputs * text.hidden_size + (layers - again + 1) * each / layers + tile)

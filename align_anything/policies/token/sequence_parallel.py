@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from align_anything.core.distributed import rank, subgroup
-from align_anything.core.errors import ModelError
+from align_anything.models.tiling import layers_of
 
 SEGMENTS = 'segments'
 """The name under which layers are called with the attention plan of a row."""
@@ -116,24 +116,8 @@ def share_layers(model: PreTrainedModel, component_of: Callable[[str], str], sha
     `component_of` says of a name of a parameter which component it belongs to. Raises ModelError where it is not known
     which layers they are.
     """
-    for layer in layers_of(model, component_of):
+    for layer in layers_of(model, component_of, 'sequence_parallel_size'):
         layer.register_forward_pre_hook(_Kept(share), with_kwargs=True)
-
-
-def layers_of(model: PreTrainedModel, component_of: Callable[[str], str]) -> nn.ModuleList:
-    """Returns the layers of the language model. Raises ModelError where it is not known which they are."""
-    number = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == number and component_of(f'{name}.0') == 'language_model'
-    ]
-    if len(found) != 1:
-        raise ModelError(
-            f'{type(model).__name__} has {len(found)} lists of {number} layers in its language model, and it is not '
-            'known which of them ranks should share: set train_cfgs.sequence_parallel_size: 1.'
-        )
-    return found[0]
 
 
 class _Kept:

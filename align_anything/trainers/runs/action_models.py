@@ -49,7 +49,7 @@ __all__ = [
 """What is the same for all models that act."""
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('router_aux_loss_coef', 'layout', 'code_loss_over', 'eval_max_new_tokens')),
-    *(f'train_cfgs.{key}' for key in ('gradient_checkpointing_every_n_layers', 'activation_offloading')),
+    *(f'train_cfgs.{key}' for key in ('gradient_checkpointing_every_n_layers', 'activation_offloading', 'mlp_tiles')),
     *(f'data_cfgs.{key}' for key in ('emitted_loss_weights',)),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'attn_implementation', 'chat_template')),
     *(f'model_cfgs.{key}' for key in ('processor_kwargs', 'feature_cache_dir', 'max_new_tokens', 'top_p', 'top_k')),

@@ -43,7 +43,7 @@ SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
-    'train_cfgs.sequence_parallel_size',
+    *(f'train_cfgs.{key}' for key in ('sequence_parallel_size', 'mlp_tiles')),
     *(f'train_cfgs.{key}' for key in ('unfreeze_patterns', 'code_loss_over', 'reference_cache_dir')),
     *(f'data_cfgs.{key}' for key in ('train_on', 'emitted_loss_weights', 'drop_truncated', 'sample_cache_dir')),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),

@@ -58,11 +58,12 @@ def checkpointing_of(cfgs: RunCfgs) -> Checkpointing | None:
 
 def told_of_activations(cfgs: RunCfgs) -> str:
     """Says which activations are kept for the backward pass, and where."""
-    how = checkpointing_of(cfgs)
+    how, tiles = checkpointing_of(cfgs), cfgs.train_cfgs.mlp_tiles
+    tiled = f', MLPs in {tiles} tiles' if tiles > 1 else ''
     if how is None:
-        return 'all kept'
+        return f'all kept{tiled}'
     layers = 'all layers' if how.every == 1 else f'the first of every {how.every} layers'
-    return f'{layers} recomputed' + (', their inputs in host memory' if how.offload else '')
+    return f'{layers} recomputed' + (', their inputs in host memory' if how.offload else '') + tiled
 
 
 def data_ranks(cfgs: RunCfgs) -> tuple[int, int]:

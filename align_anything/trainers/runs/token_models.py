@@ -28,6 +28,7 @@ from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
 from align_anything.models.media_tokens import require_told_apart
 from align_anything.models.pretrained_model import load_model, require_writing, tune_model
+from align_anything.models.tiling import tile_mlps
 from align_anything.models.trainable import enable_gradient_checkpointing, require_reached, require_still
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
@@ -103,6 +104,8 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm
     how = checkpointing_of(cfgs)
     if how is not None:
         enable_gradient_checkpointing(model, how)
+    if train.mlp_tiles > 1:
+        tile_mlps(tuned, spec.component_of, train.mlp_tiles)
     return tuned
 
 
@@ -131,8 +134,9 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.M
 
 def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int) -> float:
     """About how many bytes the model keeps of so many tokens for its backward pass."""
-    own = -(-size // cfgs.train_cfgs.sequence_parallel_size)
-    return activations_of(model, spec, own, dtype_of(cfgs).itemsize, checkpointing_of(cfgs))
+    train, width = cfgs.train_cfgs, dtype_of(cfgs).itemsize
+    own = -(-size // train.sequence_parallel_size)
+    return activations_of(model, spec, own, width, checkpointing_of(cfgs), tiles=train.mlp_tiles)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
