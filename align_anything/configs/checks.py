@@ -72,6 +72,11 @@ def _check_fsdp(cfgs: RunCfgs) -> Iterator[Problem]:
             ('train_cfgs.optimizer', engine),
             "is DeepSpeed's, which does not step on shards of FSDP2; take adamw_torch or adamw_torch_fused",
         )
+    if train.optimizer == 'adamw_8bit':
+        yield (
+            ('train_cfgs.optimizer', engine),
+            'keeps its moments in blocks of 8 bits, which FSDP2 does not shard; take adamw_torch or adamw_torch_fused',
+        )
     if cfgs.bnb_cfgs.use_bnb:
         yield ('bnb_cfgs.use_bnb', engine), 'FSDP2 shards no quantised weights here; leave it out, or take deepspeed'
 

@@ -197,8 +197,12 @@ class TrainCfgs(Cfgs):
     )
     adam_betas: tuple[float, float] = Field((0.9, 0.95), description='Decay rates of the two Adam moments.')
     adam_epsilon: float = Field(1e-8, gt=0, description='Term that keeps the Adam division from a zero denominator.')
-    optimizer: Literal['adamw_torch', 'adamw_torch_fused', 'deepspeed_cpu_adam', 'deepspeed_fused_adam'] | None = Field(
-        None, description='Optimizer implementation. null chooses the fastest one for the device and the offload.'
+    optimizer: (
+        Literal['adamw_torch', 'adamw_torch_fused', 'adamw_8bit', 'deepspeed_cpu_adam', 'deepspeed_fused_adam'] | None
+    ) = Field(
+        None,
+        description='Optimizer implementation. null chooses the fastest one for the device and the offload. adamw_8bit '
+        '(bitsandbytes, pip install "align-anything[bnb]") keeps its moments in 8 bits, where others take 32.',
     )
     max_grad_norm: NonNegativeFloat = Field(
         1.0, description='Maximum global norm of the gradients, for clipping. 0 clips nothing.'

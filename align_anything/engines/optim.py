@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,12 +11,38 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from align_anything.core.errors import SettingsError
 from align_anything.core.parameters import full_shape
+
+EIGHT_BITS = 'adamw_8bit'
+
+
+def state_bytes(name: str) -> float:
+    """Returns how many bytes of the moments of the named optimizer there are to a parameter.
+
+    Of those in 8 bits each block of 256 has a scale in float32 (Dettmers et al., 2021, arXiv:2110.02861, section 2).
+    """
+    return 2 * (1 + 4 / 256) if name == EIGHT_BITS else 2 * 4
 
 
 def choose_optimizer(name: str | None, *, device_type: str, offload: bool) -> str:
     """Returns the named optimizer, or the one for the device: DeepSpeedCPUAdam when the states are offloaded, fused
-    AdamW on CUDA, plain AdamW elsewhere."""
+    AdamW on CUDA, plain AdamW elsewhere.
+
+    Raises SettingsError for one that is not installed, or that has nothing to spare where the states are.
+    """
+    if name == EIGHT_BITS:
+        if importlib.util.find_spec('bitsandbytes') is None:
+            raise SettingsError(
+                [f'train_cfgs.optimizer: {name} needs bitsandbytes: pip install "align-anything[bnb]".']
+            )
+        if offload:
+            raise SettingsError(
+                [
+                    f'train_cfgs.optimizer: {name} spares memory of the device, where the file of train_cfgs.ds_cfgs '
+                    'leaves no states. Leave one of both out.'
+                ]
+            )
     if name is not None:
         return name
     if offload:
@@ -53,6 +80,10 @@ def make_optimizer(
         return torch.optim.AdamW(groups, betas=betas, eps=eps)
     if name == 'adamw_torch_fused':
         return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+    if name == EIGHT_BITS:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, betas=betas, eps=eps)
     if name == 'deepspeed_fused_adam':
         from deepspeed.ops.adam import FusedAdam
 

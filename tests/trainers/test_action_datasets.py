@@ -385,3 +385,10 @@ def test_cameras_in_another_order_are_refused(folder: Path, monkeypatch: pytest.
     assert opened(['two'], folder, seen, *ordered)[0].cameras == ('front', 'wrist') and not told
     opened(['two'], folder, seen, '--train_template_kwargs', '{cameras: [wrist]}')
     assert told[0][1:] == ('arm', 'front, wrist', 'wrist')
+
+
+def test_the_start_tells_how_many_steps_are_said_and_done_in_a_turn() -> None:
+    single = action_spaces.told(ActionSpace(names=('up', 'down')))
+    assert single == 'up, down; by a head of their own; one step in a turn'
+    some = ActionSpace(names=('up', 'down'), chunk=4, executed=2)
+    assert action_spaces.told(some).endswith('; 4 steps in a turn, 2 of them done')

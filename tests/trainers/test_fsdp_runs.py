@@ -166,6 +166,7 @@ def test_a_killed_run_goes_on_under_the_other_engine(first: str, tiny: Tiny, tmp
         ({'ds_cfgs': 'ds_z2_config.json'}, 'FSDP2 reads no DeepSpeed file'),
         ({**FSDP, 'fp16': True}, 'FSDP2 scales no loss'),
         ({**FSDP, 'optimizer': 'deepspeed_fused_adam'}, 'does not step on shards'),
+        ({**FSDP, 'optimizer': 'adamw_8bit'}, 'which FSDP2 does not shard'),
         ({**FSDP, 'use_bnb': True, 'load_in_4bit': True}, 'FSDP2 shards no quantised weights'),
         ({'engine': 'deepspeed', 'fsdp_cpu_offload': True}, 'without engine: fsdp'),
     ],

@@ -16,6 +16,7 @@ from align_anything.configs.schema import BnbCfgs, RunCfgs, groups_of
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
+from align_anything.engines.optim import EIGHT_BITS
 
 logger = get_logger(__name__)
 
@@ -168,7 +169,13 @@ def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Prog
     unsaid = sorted(common & ours.keys() - theirs.keys())
     if unsaid:
         logger.warning('%s does not say what these settings were; give the same as then: %s', where, ', '.join(unsaid))
-    problems = [
+    problems = []
+    if ours['world_size'] != theirs['world_size'] and cfgs.train_cfgs.optimizer == EIGHT_BITS:
+        problems.append(
+            f'--resume: the moments of train_cfgs.optimizer: {EIGHT_BITS} are not split among other ranks: {where} is '
+            f'of {theirs["world_size"]}, and there are {ours["world_size"]}.'
+        )
+    problems += [
         f'--resume: {key} is {ours[key]!r}, but {where} was written with {theirs.get(key)!r}.'
         for key in ours
         if ours[key] != theirs.get(key) and key not in (*free, *unsaid)

@@ -118,7 +118,9 @@ def told(space: ActionSpace) -> str:
     cut = f', {space.bins} {space.binning} bins' if space.first_ids else ''
     bins = f'{cut}, {space.normalization}' if space.dimensions else ''
     at_once = ' said at once' if space.decoding == 'parallel' else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
+    steps = f'{space.chunk} steps' if space.chunk > 1 else 'one step'
+    done = f', {space.executed} of them done' if space.chunk > 1 else ''
+    return f'{what}; by {written}{ids}{bins}; {steps} in a turn{at_once}{done}'
 
 
 def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any] | None:

@@ -24,6 +24,7 @@ from align_anything.engines.deepspeed_config import (
     zero_stage,
 )
 from align_anything.engines.fsdp_config import accumulates_whole_gradients
+from align_anything.engines.optim import state_bytes
 from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.spec import Spec
@@ -58,10 +59,12 @@ class Memory:
         )
 
 
-def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str, ranks: int | None = None) -> Memory:
+def estimate_memory(
+    model: nn.Module, config: Mapping[str, Any], precision: str, ranks: int | None = None, optimizer: str = ''
+) -> Memory:
     """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
 
-    `ranks` is how many there are; None for those of this run.
+    `ranks` is how many there are; None for those of this run. `optimizer` is the one that steps.
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
     al., 2020, arXiv:1910.02054, section 3). FSDP2 shares all of them, but for the gradients of the micro-batches before
@@ -74,7 +77,7 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str,
     everything = sum(count(parameter) for parameter in model.parameters())
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
     width = DTYPES[precision].itemsize
-    states = 8 if precision == 'fp32' else 12
+    states = state_bytes(optimizer) + (0 if precision == 'fp32' else torch.float32.itemsize)
     weights = everything * width / (ranks if stage == 3 else 1)
     if secondary_ranks(config) > 1:
         weights += everything * width / secondary_ranks(config)
@@ -103,10 +106,10 @@ def memory_of_run(
     Raises SettingsError or ModelError for a critic or a judge that cannot be used, as the run would. No weights are
     read.
     """
-    (config, _), precision = engine_config(cfgs), precision_of(cfgs)
+    (config, optimizer), precision = engine_config(cfgs), precision_of(cfgs)
 
     def learns(model: nn.Module, learned: Algorithm) -> Memory:
-        own = estimate_memory(model, config, precision)
+        own = estimate_memory(model, config, precision, optimizer=optimizer)
         return replace(own, activations=activations(cfgs, spec, model, learned, size))
 
     if algorithm.trains:
