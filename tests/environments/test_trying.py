@@ -129,3 +129,15 @@ def test_nobody_makes_an_environment_of_no_capacity(file: str) -> None:
 def test_what_is_no_address_is_refused(url: str, reason: str) -> None:
     with pytest.raises(WorldError, match=reason):
         Remote(url)
+
+
+def test_a_file_is_found_by_its_name_wherever_an_environment_goes(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert make_batch('world.py:World', {}).capacity == 1
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    assert make_batch('world.py:World', {}).capacity == 1
+    with pytest.raises(WorldError, match='there is no file'):
+        make_batch('word.py:World', {})
