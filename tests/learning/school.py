@@ -51,7 +51,7 @@ def train(output: Path, model: Path, rows: Path, *, pair: Pair = TEXT, ranks: in
 def train_by(pair: str, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
     """Trains a model by the algorithm `name` on the data of `pair`; returns the folder of what came of it."""
     its_pair, algorithm = find_run(pair, name)
-    (done,) = run(sft(output, model, rows, **settings), 1, its_pair, algorithm=algorithm, timeout=600)
+    (done,) = run(sft(output, model, rows, **settings), 1, its_pair, algorithm=algorithm, timeout=1500)
     assert done.code == 0, done.output
     return output / 'slice_end'
 
