@@ -18,6 +18,7 @@ from align_anything.configs.annotations import describe_type
 from align_anything.configs.layers import TRAIN_FOLDER
 from align_anything.configs.schema import AlgorithmCfgs
 from align_anything.configs.yaml_text import parse_lines
+from align_anything.models.acting.known import ACTING
 from align_anything.trainers.pairs import PAIRS, Pair
 from scripts.tables import code, listed, table
 
@@ -33,8 +34,9 @@ DATA = {
 }
 NEEDS = {
     'score': 'a score of each unit: every model can be trained',
-    'transition': 'the probability of each sampled unit: language models, and denoisers that sample with noise',
-    'probability': 'a probability of each unit among others: models that write tokens',
+    'transition': 'the probability of each sampled unit, or its density: models that write tokens, models that act, '
+    'and denoisers that sample with noise',
+    'probability': 'a probability of each unit among others: models that write tokens, or act by names',
 }
 WHEN = {
     'sft': 'first, of nearly every project: the other algorithms start from a model that already answers in form.',
@@ -222,7 +224,12 @@ def _other_models(pair: Pair) -> str:
     if not pair.writes:
         return ' Most other classes of transformers load by the rules for all; others are [composed](../composed.md).'
     if pair.writes == {'action'}:
-        return ' Any family that reads pictures, once its actions [have tokens](../actions.md).'
+        own = ' and '.join(f'`{name}`' for name in ACTING)
+        return (
+            f' Models that [act without tokens](../actions.md#models-that-act-without-tokens), {own}; OpenVLA by '
+            'its own code; and any family that reads pictures, once its actions '
+            '[have tokens](../actions.md#token-policies-any-model-that-sees).'
+        )
     emitting = ' Any language model once it has [tokens for these media](../emitting.md).'
     return emitting + ('' if pair.writes_text else ' [Pipelines of diffusers](../pipelines.md) that make them.')
 

@@ -18,7 +18,7 @@ EnvironmentKwargs = Annotated[
 @app.command(name='add-action-tokens')
 def add_actions(
     model: Annotated[str, typer.Argument(metavar='MODEL', help='Folder or hub name of the model.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the model with the tokens.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', file_okay=False, help='Folder to make for the model.')],
     name: Annotated[list[str] | None, typer.Option(help='A named action; once for each.')] = None,
     dimension: Annotated[
         list[str] | None, typer.Option(help='In place of names: a number of each action; once for each.')
@@ -54,7 +54,7 @@ def add_actions(
 @app.command(name='convert-spoc')
 def convert_spoc(
     file: Annotated[Path, typer.Argument(metavar='FILE', help='Published checkpoint of SPOC, a .ckpt.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', file_okay=False, help='Folder to make.')],
     version: Annotated[str, typer.Option(help='What it is: small_3, small_6, base_3 or base_6.')] = 'small_3',
     tokenizer: Annotated[str, typer.Option(help='Folder or hub name of the tokenizer of goals.')] = 't5-small',
 ) -> None:
@@ -69,7 +69,7 @@ def convert_spoc(
 @app.command()
 def demonstrations(
     environment: EnvironmentName,
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to write into.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', file_okay=False, help='Folder to write into.')],
     episodes: Annotated[int, typer.Option(min=1, help='How many episodes.')] = 1000,
     first_seed: Annotated[int, typer.Option('--first_seed', '--first-seed', min=0, help='Seed of the first one.')] = 0,
     prompts: Annotated[int, typer.Option(min=0, help='Prompts of further episodes, for online training.')] = 0,

@@ -145,7 +145,7 @@ def sweep(
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(metavar='ADAPTER', help='Folder with the LoRA adapter.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the merged model.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', file_okay=False, help='Folder to make for the merged model.')],
     base: Annotated[
         str | None,
         typer.Option(help='Folder or hub name of the model under the adapter; by default the one it records.'),
@@ -166,7 +166,7 @@ def merge(
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar='CHECKPOINT', help='Model or adapter, or folder of a run.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', file_okay=False, help='Folder to make.')],
     form: Annotated[str, typer.Option('--format', help='merged, adapter, gguf, awq or gptq.')],
     base: Annotated[
         str | None,
@@ -268,7 +268,7 @@ def compose(
 @app.command(name='add-media-tokens')
 def add_tokens(
     model: Annotated[str, typer.Argument(metavar='MODEL', help='Folder or hub name of the language model.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the model with the tokens.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', file_okay=False, help='Folder to make for the model.')],
     image: Annotated[Path | None, typer.Option(help='Folder of a codec of images.')] = None,
     audio: Annotated[Path | None, typer.Option(help='Folder of a codec of audio.')] = None,
     video: Annotated[Path | None, typer.Option(help='Folder of a codec of videos.')] = None,

@@ -214,6 +214,10 @@ MEANINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         **dict.fromkeys(('max_prompt_length', 'model_seq_len'), ('model_max_length', 'of prompt and response')),
         'kl_beta': ('kl_coeff', ''),
         'beta': ('kl_coeff', ''),
+        **dict.fromkeys(('environment_factory', 'rollout_func'), ('environment', 'a class as file.py:Class')),
+        **dict.fromkeys(
+            ('max_tool_calling_iterations', 'max_assistant_turns'), ('max_turns', 'the last answer is a turn too')
+        ),
         'vllm_server_base_url': ('vllm_server_urls', 'of servers of this package'),
         **dict.fromkeys(('reward_url', 'remote_rm'), ('remote_rm_url', '')),
         **dict.fromkeys(('output', 'save_path', 'ckpt_path'), ('output_dir', '')),

@@ -279,7 +279,7 @@ class ActionSpace:
             (value - low) / (high - low) if high > low else 0.5
             for value, low, high in zip(numbers, own.low, own.high, strict=True)
         ]
-        return [min(STATE_BINS - 1, max(0, math.floor(share * STATE_BINS))) for share in shares]
+        return [min(STATE_BINS - 1, math.floor(min(1.0, max(0.0, share)) * STATE_BINS)) for share in shares]
 
     # Codes
 

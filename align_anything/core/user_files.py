@@ -14,6 +14,9 @@ from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError
 from align_anything.core.registry import USER_FILE, Registry, nearest
 
 T = TypeVar('T')
+BESIDE = ' It is imported alone, and not as part of a package: for files beside it, put its folder on PYTHONPATH.'
+
+_found: dict[str, Path] = {}
 
 
 def look_up(name: str, registry: Registry[T]) -> T:
@@ -36,15 +39,18 @@ def _from_file(path: str, member: str, registry: Registry[T]) -> T:
     registry.discover()  # so that the file, not one of ours, is told of a name that is taken
     file = Path(path).expanduser().resolve()
     if not file.is_file():
+        # Code of others may have gone to another folder since it was named first.
+        file = _found.get(path, file)
+    if not file.is_file():
         raise registry.error(f"{kind} '{path}:{member}': there is no file {file}.")
     try:
         module = _load(file)
     except AlignAnythingError:
         raise
     except FOREIGN_FAULTS as error:
-        raise registry.error(
-            f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
+        told = f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
+        raise registry.error(told + (BESIDE if issubclass(type(error), ImportError) else '')) from error
+    _found[path] = file
     members = vars(module).items()
     own = {name: value for name, value in members if registry.is_one(value) and value.__module__ == module.__name__}
     registered = {name: value for name, value in registry.registered(module.__name__).items() if value in own.values()}

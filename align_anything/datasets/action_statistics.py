@@ -142,8 +142,11 @@ def seen_in(rows: ExampleDataset, names: Sequence[str] = (), limit: int | None =
             mine.skipped += 1
             continue
         conversations, meta, source = made
-        for conversation in conversations:
-            mine.add(conversation, meta, names[source])
+        try:
+            for conversation in conversations:
+                mine.add(conversation, meta, names[source])
+        except DataError as error:
+            raise DataError(f'{rows.name_of(number)}: {error}') from error
     everyones = Seen()
     for own in all_gather_object(mine):
         everyones.merge(own)

@@ -11,7 +11,7 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Media, MediaKind, Message
 from align_anything.datasets.media import make_media
 from align_anything.datasets.media.sources import is_frame
-from align_anything.datasets.spoken_actions import STATE, actions_of, state_of
+from align_anything.datasets.spoken_actions import STATE, actions_of, require_one_kind, state_of
 from align_anything.datasets.tool_calls import calls_of, tools_of
 from align_anything.datasets.turn_keys import (
     CALLS,
@@ -100,6 +100,7 @@ def bind_media(
     _check_turns(messages, needs_reply)
     while needs_reply and messages[-1]['role'] != 'assistant':
         messages.pop()
+    require_one_kind(messages)
     tools = tools_of(meta.get('tools'))
     return [{**messages[0], 'tools': tools}, *messages[1:]] if tools else messages
 

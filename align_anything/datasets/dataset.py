@@ -51,7 +51,7 @@ class Source:
         home: folder of the source, where paths start that are not found beside the file of their row.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache: what keeps decoded media for rows to come; sources may share it.
-        keeps_columns: whether columns that the template does not read ride along in `meta`, all but media.
+        keeps_columns: whether an environment has the rows, and in `meta` all columns that no template reads, but media.
         statistics: the dataset whose statistics hold for its actions and states; empty for that which a space goes by.
     """
 
@@ -202,7 +202,7 @@ class ExampleDataset:
         windows: Windows | None = None,
         shown: bool = False,
     ) -> None:
-        self._answers, self._shown = answers, shown
+        self._answers, self._shown = answers, shown or any(source.keeps_columns for source in sources)
         self.windows = windows if windows is not None and windows.cuts else None
         self.sources, self.task = list(sources), task
         streamed = [source.name for source in self.sources if source.streamed]

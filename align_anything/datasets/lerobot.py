@@ -125,9 +125,9 @@ def _read(folder: str, *version: int) -> Recording:
             int(info.get('chunks_size') or 1000),
             tuple(sorted(episodes, key=lambda episode: episode['episode_index'])),
             tasks,
-            info.get('splits') or {},
+            dict(info.get('splits') or {}),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"'{root}' cannot be read as LeRobotDataset: {type(error).__name__}: {error}.") from error
 
 
@@ -156,7 +156,7 @@ def _tasks_of_3(root: Path) -> dict[int, str]:
 
     rows = parquet.read_table(root / 'meta/tasks.parquet').to_pylist()
     # pandas keeps what a table is indexed by in a column of its own name.
-    return {int(row['task_index']): str(next(row[key] for key in row if key != 'task_index')) for row in rows}
+    return {int(row.pop('task_index')): str([*row.values()][0]) for row in rows}
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class PromptTask:
         prompt = self.encode_prompt(conversation)
         if len(prompt) > self.longest:
             raise SampleError(
-                f'the prompt has {len(prompt)} tokens; at most {self.longest} fit beside {self.limit}: raise '
+                f'the prompt has {len(prompt)} tokens; at most {max(self.longest, 0)} fit beside {self.limit}: raise '
                 f'model_cfgs.model_max_length, lower {self.limit}, or shorten the row'
             )
         unconditional = self.encode_prompt(without_prompt_text(conversation)) if self.guided else None

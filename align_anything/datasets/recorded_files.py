@@ -105,7 +105,7 @@ def _episodes(folder: Path, span: range) -> Rows:
 def hdf5_rows(files: Sequence[Path]) -> Rows:
     """Returns a row for each demonstration in HDF5 files: for each group in `data`, else for each file.
 
-    Raises DataError for a file that is no HDF5, and where there is no h5py.
+    One that cannot be read is a row too, which it costs with the reason. Raises DataError where there is no h5py.
     """
     found = [(file.absolute(), name) for file in files for name in _demonstrations(file)]
     rows = [{'hdf5': str(file), 'episode': name} for file, name in found]
@@ -115,9 +115,11 @@ def hdf5_rows(files: Sequence[Path]) -> Rows:
 def _demonstrations(path: Path) -> Iterator[str]:
     try:
         with open_hdf5(str(path)) as file:
-            names = list(file['data']) if 'data' in file else ['']
-    except SampleError as error:
-        raise DataError(str(error)) from error
+            import h5py
+
+            names = list(file['data']) if file.get('data', getclass=True) is h5py.Group else ['']
+    except (SampleError, OSError, RuntimeError, LookupError):  # h5py tells damage by any of these
+        names = ['']
     yield from sorted(names, key=_by_number)
 
 

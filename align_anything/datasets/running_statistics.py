@@ -176,8 +176,8 @@ class Running:
         self.counted = self.counted or [Counted() for _ in range(dimensions)]
         if len(self.counted) != dimensions:
             raise DataError(
-                f'some episodes have {len(self.counted)} numbers in a step and some {dimensions}: a policy has actions '
-                'of one kind. Leave one kind of them out.'
+                f'some episodes have {len(self.counted)} numbers in a step and some {dimensions}: those of one '
+                'dataset are of one kind. Leave one kind of them out.'
             )
 
 

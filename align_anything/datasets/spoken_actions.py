@@ -39,7 +39,39 @@ def actions_of(where: str, value: Any) -> Actions:
         raise SampleError(f'{where} has an action of no steps. An action is {FORMS}.')
     if any(not name.strip() for name in found.names):
         raise SampleError(f'{where} has an action whose name is empty.')
+    if found.values is not None and not bool(torch.isfinite(found.values).all()):
+        raise SampleError(f'{where} has an action with numbers that are not finite: {found.written}.')
     return found
+
+
+def require_one_kind(conversation: Conversation) -> None:
+    """Raises SampleError where some actions of an episode are names, or more numbers, and others not; so of states."""
+    parts = [part for message in conversation for part in message['content'] if part['type'] == ACTION]
+    joined_actions([part[ACTION] for part in parts])
+    sizes: dict[str, set[int]] = {}
+    for message in conversation:
+        for name, numbers in message.get(STATE, {}).items():
+            sizes.setdefault(name, set()).add(len(numbers))
+    uneven = next((name for name, found in sizes.items() if len(found) > 1), None)
+    if uneven is not None:
+        told = ' and '.join(map(str, sorted(sizes[uneven])))
+        raise SampleError(f"the state '{uneven}' of the episode has {told} numbers; all should have as many.")
+
+
+def joined_actions(several: Sequence[Actions]) -> Actions:
+    """Returns the steps of all of them, one after the other. Raises SampleError for names among numbers."""
+    with_names = [actions for actions in several if actions.values is None]
+    if with_names and len(with_names) < len(several):
+        raise SampleError('some actions of the episode are names and some are numbers.')
+    dataset = several[0].dataset if several else ''
+    if with_names or not several:
+        return Actions(names=tuple(name for actions in several for name in actions.names), dataset=dataset)
+    sizes = sorted({actions.values.shape[1] for actions in several})
+    if len(sizes) > 1:
+        raise SampleError(
+            f'the actions of the episode have {" and ".join(map(str, sizes))} numbers; all should have as many.'
+        )
+    return Actions(torch.cat([actions.values for actions in several]), dataset=dataset)
 
 
 def _steps(where: str, value: Any) -> Tensor:

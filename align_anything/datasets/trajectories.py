@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from align_anything.core.actions import Actions
 from align_anything.core.errors import SampleError
 from align_anything.core.types import ACTION, Media
@@ -96,19 +94,3 @@ def steps_of(actions: Actions, first: int, count: int) -> Actions:
     stop = first + count
     values = None if actions.values is None else actions.values[first:stop]
     return Actions(values, actions.names[first:stop], actions.dataset)
-
-
-def joined_actions(several: Sequence[Actions]) -> Actions:
-    """Returns the steps of all of them, one after the other. Raises SampleError for names among numbers."""
-    with_names = [actions for actions in several if actions.values is None]
-    if with_names and len(with_names) < len(several):
-        raise SampleError('some actions of the episode are names and some are numbers.')
-    dataset = several[0].dataset
-    if with_names:
-        return Actions(names=tuple(name for actions in several for name in actions.names), dataset=dataset)
-    sizes = sorted({actions.values.shape[1] for actions in several})
-    if len(sizes) > 1:
-        raise SampleError(
-            f'the actions of the episode have {" and ".join(map(str, sizes))} numbers; all should have as many.'
-        )
-    return Actions(torch.cat([actions.values for actions in several]), dataset=dataset)

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 from align_anything.core.actions import Actions
 from align_anything.core.errors import SampleError
 from align_anything.core.types import ACTION, Conversation, Message
-from align_anything.datasets.trajectories import PER_STEP, joined_actions
+from align_anything.datasets.spoken_actions import joined_actions
+from align_anything.datasets.trajectories import PER_STEP
 
 THINNED_WINDOWS, LEFT_OUT_REPEATS = 3 / 4, 2 / 3
 """Share of the windows that are made of episodes without some repeats, and share of the repeats that are left out."""

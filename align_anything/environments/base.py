@@ -10,9 +10,12 @@ from typing import Any
 from align_anything.configs.options import checked_options
 from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
+from align_anything.core.logging import get_logger
 from align_anything.core.registry import Registry
 from align_anything.core.types import Message
 from align_anything.core.user_files import look_up
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -272,10 +275,40 @@ def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment | Batc
 def make_batch(name: str, kwargs: Mapping[str, Any]) -> BatchEnvironment:
     """Returns an environment of that name, one of a single episode as a batch of one. Raises as `make_environment`."""
     made = make_environment(name, kwargs)
+    require_capacity(name, made)
     return made if issubclass(type(made), BatchEnvironment) else Alone(made)
 
 
+def require_capacity(name: str, made: Environment | BatchEnvironment) -> None:
+    """Raises WorldError where an environment that was made holds other episodes than its class says."""
+    capacity = capacity_of(name)
+    if issubclass(type(made), BatchEnvironment) and made.capacity != capacity:
+        raise WorldError(
+            f"environment '{name}' sets its capacity ({made.capacity}) when it is made: it belongs to the class, for "
+            'it says how many are made.'
+        )
+
+
+def close(name: str, made: Environment | BatchEnvironment) -> None:
+    """Closes an environment that nobody needs any more; what fails in it then is told, and fails nobody."""
+    try:
+        made.close()
+    except FOREIGN_FAULTS as error:
+        logger.warning('%s failed to close: %s: %s', name, type(error).__name__, error)
+
+
 def capacity_of(name: str) -> int | None:
-    """Returns most episodes that an environment of that name holds at once; None for as many as there are."""
+    """Returns most episodes that an environment of that name holds at once; None for as many as there are.
+
+    Raises WorldError for what is no number of episodes.
+    """
     kind = get_environment(name)
-    return kind.capacity if issubclass(kind, BatchEnvironment) else 1
+    if not issubclass(kind, BatchEnvironment):
+        return 1
+    capacity = kind.capacity
+    if capacity is not None and (type(capacity) is not int or capacity < 1):
+        raise WorldError(
+            f"environment '{name}': capacity of the class is {capacity!r}, and should be a whole number from 1, or "
+            'None for as many episodes as there are.'
+        )
+    return capacity

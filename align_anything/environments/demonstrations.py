@@ -9,7 +9,7 @@ from typing import Any
 
 from align_anything.core.errors import WorldError
 from align_anything.core.types import Message
-from align_anything.environments.base import Environment, make_environment
+from align_anything.environments.base import Environment, close, make_environment
 
 ROWS, PROMPTS, FRAMES = 'demonstrations.jsonl', 'prompts.jsonl', 'frames'
 Demonstrate = Callable[[int], 'tuple[list[Message], dict[str, Any]] | None']
@@ -48,7 +48,7 @@ def write_demonstrations(
         with (out / PROMPTS).open('w', encoding='utf-8') as rows:
             for seed in range(last + 1, last + 1 + prompts):
                 rows.write(json.dumps({'prompt': _instruction(environment, seed), 'seed': seed}) + '\n')
-    environment.close()
+    close(name, environment)
     return episodes, sum(costs) / max(1, len(costs))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigrid.core.roomgrid import RoomGrid
 from minigrid.core.world_object import Floor
-from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.envs.babyai.core.roomgrid_level import RejectSampling, RoomGridLevel
 from minigrid.envs.babyai.core.verifier import ObjDesc, PickupInstr
 from minigrid.utils.baby_ai_bot import BabyAIBot
 from PIL import Image
@@ -30,6 +31,19 @@ class HotRoom(RoomGridLevel):
         self._things, self._hot, self._limit = things, hot, limit
         self.hot_tiles: set[tuple[int, int]] = set()
         super().__init__(room_size=size, num_rows=1, num_cols=1, max_steps=limit)
+
+    def _gen_grid(self, width: int, height: int) -> None:
+        # As the level of BabyAI does it, which prints a line for each arrangement that it rejects.
+        while True:
+            try:
+                RoomGrid._gen_grid(self, width, height)
+                self.gen_mission()
+                self.validate_instrs(self.instrs)
+            except (RecursionError, RejectSampling):
+                continue
+            break
+        self.surface = self.instrs.surface(self)
+        self.mission = self.surface
 
     def gen_mission(self) -> None:
         """Places the agent, the things and the hot tiles, and chooses what is to be picked up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,7 @@ from align_anything.core.types import Conversation
 from align_anything.environments.base import BatchEnvironment, Observation, Said, Step
 from align_anything.environments.hosts import Fault, Here, Host, Lost
 from align_anything.environments.observing import Limits, shown
-from align_anything.environments.steps import checked_number, checked_step, checked_tools
-from align_anything.environments.wire import from_bytes
+from align_anything.environments.steps import checked_actions, checked_number, checked_step, checked_tools
 
 logger = get_logger(__name__)
 
@@ -166,7 +166,10 @@ class Pool:
     def _kwargs(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the environment of a row."""
         own = row.get(ARGUMENTS) or {}
-        own = from_bytes(own.encode()) if isinstance(own, str) else own
+        try:
+            own = json.loads(own) if isinstance(own, str) else own
+        except (ValueError, RecursionError) as error:
+            raise WorldError(f'{ARGUMENTS} of the row is a text that is no JSON: {error}.') from error
         if not isinstance(own, Mapping):
             raise WorldError(f'{ARGUMENTS} of the row is a {type(own).__name__}, and should name arguments.')
         # Tables have a cell for each argument of any row.
@@ -269,12 +272,13 @@ class Session:
 
     def _begun(self) -> list[Begun]:
         self._environment = self._make()
-        rows = [dict(row) for row in self._rows]
+        # Each has a row of its own, also when it begins again: what it takes out of it is nobody else's.
+        rows = [_apart(row) for row in self._rows]
         observations = _of_each(self._environment.reset(rows, self._seeds), len(self), 'reset')
         own = self._environment
-        tools = checked_tools(own.tools)
+        tools, actions = checked_tools(own.tools), checked_actions(own.actions)
         shown_of = [shown(Observation() if one is None else one, self._limits) for one in observations]
-        return [Begun(messages, tools, own.rewards, own.succeeds, own.actions) for messages in shown_of]
+        return [Begun(messages, tools, own.rewards, own.succeeds, actions) for messages in shown_of]
 
     def _scored(self, number: int) -> float | None:
         value = self._replayed().score(number)
@@ -300,6 +304,13 @@ class Session:
         if not (messages or step.done or step.truncated):
             raise WorldError('a step neither ends the episode (done) nor shows anything (observation).')
         return Answered(messages, step)
+
+
+def _apart(value: Any) -> Any:
+    """A copy of what records and lists hold, down to what is neither; media are the same."""
+    if isinstance(value, Mapping):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 def _of_each(values: Any, number: int, call: str) -> list[Any]:

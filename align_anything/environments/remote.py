@@ -27,6 +27,10 @@ OK, GONE = 200, 410
 KEY_VARIABLE = 'ALIGN_ANYTHING_API_KEY'
 
 
+class Unreachable(Fault):
+    """A server that is not there."""
+
+
 class Told(BaseModel):
     """What a server tells of its environment.
 
@@ -52,12 +56,20 @@ class Remote:
 
     Args:
         url: address of the server, which says how long an environment may take.
+
+    Raises WorldError where it is no address.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip('/')
+        try:
+            parsed = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise WorldError(f'the address of the environment is none: {error}.') from error
+        if not parsed.host:
+            raise WorldError(f"the address of the environment, '{url}', names no machine.")
         # Without what may be secret: messages go into logs.
-        self._shown = str(httpx2.URL(self.url).copy_with(username=None, password=None, query=None))
+        self._shown = str(parsed.copy_with(username=None, password=None, query=None))
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx2.Client(
             headers={'Authorization': f'Bearer {key}'} if key else {},
@@ -78,15 +90,19 @@ class Remote:
             raise WorldError(
                 f'{fault.reason} Start it: align-anything serve-environment NAME, and give its address.'
             ) from fault
-        try:
-            if status == OK:
-                return Told.model_validate(answer)
+        except WorldError as error:
+            raise self._is_none(str(error)) from error
+        if status != OK:
             raise WorldError(f'{self._shown} answered {status}: {_reason(answer)}')
+        try:
+            return Told.model_validate(answer)
         except ValidationError as error:
-            raise WorldError(
-                f'{self._shown} is no server of an environment: {error.errors()[0]["msg"]}. Start one with '
-                'align-anything serve-environment.'
-            ) from error
+            raise self._is_none(f'{error.errors()[0]["msg"]}.') from error
+
+    def _is_none(self, reason: str) -> WorldError:
+        return WorldError(
+            f'{self._shown} is no server of an environment: {reason} Start one with align-anything serve-environment.'
+        )
 
     def capacity(self, name: str) -> int | None:
         """As `Host.capacity`."""
@@ -102,7 +118,14 @@ class Remote:
         """As `Askable.ask`."""
         # Environments of a server wait for each other.
         turn = self.told.timeout * math.ceil(LANES / self.told.lanes)
-        status, answer = self._asked('POST', 'ask', to_bytes(message), turn + ALLOWANCE)
+        closes = message['call'] == 'close'
+        try:
+            status, answer = self._asked('POST', 'ask', to_bytes(message), turn + ALLOWANCE, patient=not closes)
+        except Unreachable:
+            # What was to be closed has ended with its server.
+            if closes:
+                raise Lost from None
+            raise
         if status == GONE:
             raise Lost
         if status != OK:
@@ -113,15 +136,20 @@ class Remote:
         """Closes the connections."""
         self._client.close()
 
-    def _asked(self, method: str, path: str, content: bytes | None, seconds: float) -> tuple[int, Any]:
-        """The status and the record that are answered; a server that cannot be reached is asked again for a while."""
+    def _asked(
+        self, method: str, path: str, content: bytes | None, seconds: float, patient: bool = True
+    ) -> tuple[int, Any]:
+        """The status and the record that are answered.
+
+        A server that cannot be reached is asked again for a while, by who is `patient`.
+        """
         begun = time.monotonic()
         while True:
             try:
                 return self._answer(method, path, content, begun + seconds)
             except httpx2.ConnectError as error:
-                if time.monotonic() - begun > ALLOWANCE:
-                    raise Fault(f'{self._shown} cannot be reached: {error}.') from error
+                if not patient or time.monotonic() - begun > ALLOWANCE:
+                    raise Unreachable(f'{self._shown} cannot be reached: {error}.') from error
                 time.sleep(PAUSE)
             except (httpx2.TimeoutException, TimeoutError) as error:
                 raise Fault(f'{self._shown} did not answer within {seconds:g} s.') from error

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy
 
-from align_anything.core.actions import Actions
+from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, SampleError, WorldError
 from align_anything.core.types import Conversation, Media
 from align_anything.datasets.media import decode_conversations
 from align_anything.datasets.media.image import finished
-from align_anything.datasets.trajectories import joined_actions, steps_of
+from align_anything.datasets.spoken_actions import joined_actions
+from align_anything.datasets.trajectories import steps_of
 from align_anything.datasets.windows import episode_of
 from align_anything.environments.base import Environment, Said
 from align_anything.environments.observing import Limits, shown
@@ -97,17 +98,19 @@ class Compared:
         alike: how many did the same, of those that tell, by what they told: `success`, `reward`, `cost`, `pictures`.
         told: how many of them told it.
         findings: what is wrong, each with how many episodes say so.
+        left_out: which rows were no episodes, and why, a line for each reason.
     """
 
     episodes: int = 0
     alike: dict[str, int] = field(default_factory=dict)
     told: dict[str, int] = field(default_factory=dict)
     findings: dict[str, int] = field(default_factory=dict)
+    left_out: str = ''
 
     @property
     def agrees(self) -> bool:
         """Whether everything came as it was recorded."""
-        return not self.findings and self.alike == self.told
+        return not self.findings and not self.left_out and self.alike == self.told
 
     def lines(self) -> list[str]:
         """Returns what to tell, a line each."""
@@ -117,6 +120,8 @@ class Compared:
         silent = [what for what in ('success', 'reward', 'pictures') if what not in self.told]
         if silent:
             found.append(f'the recordings tell no {" and no ".join(silent)}, so nothing was compared there')
+        if self.left_out:
+            found.append(f'rows that were left out:\n{self.left_out}')
         return found
 
 
@@ -157,12 +162,26 @@ def do_again(environment: Environment, recorded: Recorded, actions: Actions | No
             'Record the seed of each episode as a column of its row.'
         )
     done = recorded.actions if actions is None else actions
+    unfit = '' if environment.actions is None else _space_of(recorded).unfit(environment.actions)
+    if unfit:
+        raise WorldError(f'{recorded.name}: what it records cannot be done in this environment: {unfit}.')
     try:
         return _done(environment, recorded, done)
     except AlignAnythingError:
         raise
     except FOREIGN_FAULTS as error:
         raise WorldError(f'{recorded.name}: the environment failed with {type(error).__name__}: {error}.') from error
+
+
+def _space_of(recorded: Recorded) -> ActionSpace:
+    if recorded.actions.values is None:
+        return ActionSpace(names=tuple(dict.fromkeys(recorded.actions.names)))
+    return ActionSpace(dimensions=_dimensions(recorded))
+
+
+def _dimensions(recorded: Recorded) -> tuple[str, ...]:
+    size = 0 if recorded.actions.values is None else recorded.actions.values.shape[1]
+    return recorded.dimensions or tuple(f'x{number}' for number in range(size))
 
 
 def _done(environment: Environment, recorded: Recorded, actions: Actions) -> Came:
@@ -280,7 +299,7 @@ def _changes(recorded: Recorded) -> Iterator[tuple[str, Actions]]:
     actions = recorded.actions
     count = len(actions)
     size = 0 if actions.values is None else actions.values.shape[1]
-    names = recorded.dimensions or tuple(f'x{number}' for number in range(size))
+    names = _dimensions(recorded)
     if actions.values is not None:
         for number in reversed(range(size)):
             signs = numpy.ones(size)

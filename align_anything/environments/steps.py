@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import SampleError, WorldError
 from align_anything.datasets.tool_calls import tools_of
 from align_anything.environments.base import Step
@@ -29,6 +30,13 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
     except (SampleError, TypeError, ValueError, RecursionError) as error:
         raise WorldError(f'its tools are none: {error}. Each is a JSON schema in the form of OpenAI.') from error
     return found
+
+
+def checked_actions(actions: Any) -> ActionSpace | None:
+    """Returns what can be done in an environment. Raises WorldError for what is no ActionSpace."""
+    if actions is None or issubclass(type(actions), ActionSpace):
+        return actions
+    raise WorldError(f'its actions are {actions!r}, and should be an ActionSpace, or None where words are all.')
 
 
 def checked_step(step: Step) -> Step:

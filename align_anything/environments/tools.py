@@ -34,7 +34,7 @@ class FunctionTools(Environment):
         functions: what may be called, by their names; the first lines of their docstrings say what for.
 
     Raises:
-        WorldError: two of the same name, or one whose parameters no call can give.
+        WorldError: two of the same name, one that has none or is async, or one whose parameters no call can give.
     """
 
     rewards = False
@@ -106,6 +106,10 @@ def schema_of(function: Tool) -> dict[str, Any]:
 
 
 def _arguments_of(function: Tool) -> type[BaseModel]:
+    if not function.__name__.isidentifier():
+        raise WorldError(f"a tool is called by its name, which '{function.__name__}' is none of: write a function.")
+    if inspect.iscoroutinefunction(function):
+        raise WorldError(f'{function.__name__} is async, and nobody awaits a tool: write a plain function.')
     hints, fields = get_type_hints(function, include_extras=True), {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

@@ -7,7 +7,7 @@ What was sampled is never tokenised again, and nothing before it is rendered aga
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -115,16 +115,18 @@ class Episodes(Around):
         self._owner, self._called, self._named_so_far = uuid4().hex, count(), count()
         self._call = 0
 
-    def failed(self) -> list[Skipped]:
+    def failed(self, listed: Callable[[list[Skipped]], None] | None = None) -> list[Skipped]:
         """Returns the episodes of the last call of `generate` that failed, on all ranks, and why. Every rank calls it.
 
-        Raises WorldError as `check_failures` does.
+        Raises WorldError as `check_failures` does, when they have been `listed`.
         """
         told, self.untold = all_gather_object(self.untold), ([], 0, '', [])
         failures = [item for own, _, _, _ in told for item in own]
         rows = {row for _, _, _, own in told for row in own}
         self.counts = counted(self.counts, len(failures), sum(number for _, number, _, _ in told), len(rows))
         trace = next((trace for _, _, trace, _ in reversed(told) if trace), '')
+        if listed is not None:
+            listed(failures)
         check_failures(self.counts, self.max_failures, failures, trace)
         return failures
 

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
+from align_anything.configs.yaml_text import parse_yaml
 from align_anything.core.asgi import Guarded, bound_socket, serve_app
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.core.logging import get_logger
-from align_anything.environments.base import capacity_of, checked_kwargs, make_environment
+from align_anything.environments.base import capacity_of, checked_kwargs
 from align_anything.environments.hosts import Fault, Lost
 from align_anything.environments.remote import GONE, Told
-from align_anything.environments.steps import checked_tools
+from align_anything.environments.trying import offered_by
 from align_anything.environments.wire import MOST_BYTES, actions_out, from_bytes, to_bytes
 from align_anything.environments.workers import Tenant, Workers
 from align_anything.serve.door import Door, Keys, is_local, read_keys
@@ -152,14 +152,12 @@ def make_app(served: Served, told: Told, keys: Keys | None = None, host: str = '
 
 def told_of(name: str, kwargs: Mapping[str, Any], lanes: int, seconds: float) -> Told:
     """Returns what a server tells of an environment, made once and closed. Raises WorldError as making it does."""
-    made = make_environment(name, kwargs)
-    tools, rewards, actions = checked_tools(made.tools), bool(made.rewards), actions_out(made.actions)
-    made.close()
+    offered = offered_by(name, kwargs)
     return Told(
         environment=name,
-        tools=tools,
-        rewards=rewards,
-        actions=actions,
+        tools=offered.tools,
+        rewards=offered.rewards,
+        actions=actions_out(offered.actions),
         capacity=capacity_of(name),
         lanes=lanes,
         timeout=seconds,
@@ -177,7 +175,10 @@ def serve_environment(
     devices: bool,
 ) -> None:
     """Serves an environment until SIGTERM or Ctrl-C. Raises SettingsError and WorldError before it listens."""
-    given = yaml.safe_load(kwargs)
+    try:
+        given = parse_yaml(kwargs)
+    except ValueError as error:
+        raise SettingsError([f'--kwargs: {error}']) from error
     if not isinstance(given, dict):
         raise SettingsError([f'--kwargs: {kwargs!r} names no arguments; write for instance {{guesses: 3}}.'])
     checked = checked_kwargs(name, given)

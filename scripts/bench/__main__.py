@@ -49,6 +49,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'shared': preference.shared,
     'grpo': online.grpo,
     'online': online.online,
+    'grpo_step': online.grpo_step,
     'episodes': episodes.episodes,
     'environments': acting.environments,
     'own_pace': own_pace.own_pace,

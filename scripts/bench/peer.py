@@ -132,6 +132,36 @@ def update(
     return clock
 
 
+def online(
+    model_folder: Path, rows: list[dict[str, Any]], generations: int, new_tokens: int, beta: float, steps: int
+) -> StepClock:
+    """Trains by GRPO on responses that its model generates to the prompts of all `rows`, and returns the clock."""
+    import transformers
+    import trl
+    from datasets import Dataset
+
+    clock, processing = StepClock(), transformers.AutoTokenizer.from_pretrained(model_folder)
+    trainer = trl.GRPOTrainer(
+        model=_model('grpo', model_folder, image=False),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        train_dataset=Dataset.from_dict({'prompt': list(_columns('dpo', rows, processing)['prompt'])}),
+        processing_class=processing,
+        callbacks=[_watch(clock, whole=True)],
+        args=trl.GRPOConfig(
+            output_dir=str(model_folder.parent / 'peer'),
+            per_device_train_batch_size=len(rows) * generations,
+            num_generations=generations,
+            max_completion_length=new_tokens,
+            beta=beta,
+            loss_type='grpo',
+            max_steps=steps,
+            **SHARED,
+        ),
+    )
+    trainer.train()
+    return clock
+
+
 def _watch(clock: StepClock, whole: bool) -> Any:
     """A callback that looks at the clock after each step: at the `whole` of it, or from its batch on."""
     import transformers

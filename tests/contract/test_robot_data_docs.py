@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from align_anything.algorithms.sft import SFT
 from align_anything.cli.main import main
@@ -59,6 +60,25 @@ def test_the_command_trains(tiny: Callable[..., Path], tmp_path: Path, monkeypat
     (ended,) = run(argv, pair=PAIRS['text_video_to_action'], algorithm=SFT)
     assert ended.code == 0, ended.output
     assert sum(record.get('train/samples', 0) for record in lines(tmp_path / 'output/pusht/metrics.jsonl')) == 5
+
+
+@pytest.mark.extended
+def test_the_command_that_looks_at_episodes_writes_a_page(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (command,) = re.findall(r'```bash\n(align-anything inspect .*?)```', TEXT, re.DOTALL)
+    rows = tmp_path / 'data/pushes/steps.jsonl'
+    rows.parent.mkdir(parents=True)
+    Image.new('RGB', (56, 56), 'red').save(rows.parent / '0.png')
+    steps = [{'image': '0.png', 'action': name} for name in ('left', 'right')]
+    rows.write_text(json.dumps({'instruction': 'push the cup', 'steps': steps}) + '\n')
+    (tmp_path / 'Qwen').mkdir()
+    (tmp_path / 'Qwen/Qwen2.5-VL-3B-Instruct').symlink_to(tiny('qwen2_5_vl'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        main(shlex.split(command.replace('\\\n', ' '))[1:])
+    assert leaving.value.code == 0
+    assert {path.name for path in Path('output/looked_at').iterdir()} == {'action_statistics.json', 'inspect.html'}
 
 
 def test_demonstrations_are_done_again(

@@ -31,6 +31,7 @@ ONLY_EXTENDED = {
     'tests/learning/test_painted_online.py': 'rewards that are learned in tests/policies/denoising/test_learning.py',
     'tests/learning/test_composed.py': 'lessons of images and of audio, and tests/trainers/test_composed_runs.py',
     'tests/learning/test_edited.py': 'runs of pipelines that edit in tests/trainers/test_editing_runs.py',
+    'tests/learning/test_looking.py': 'tests/environments/test_zoom.py, and turns with pictures in tests/trainers',
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/learning/test_placed.py': 'tests/contract/test_emitting_docs.py, and what families score in tests/trainers',

@@ -24,7 +24,7 @@ from align_anything.datasets.running_statistics import Running, Summary
 from align_anything.datasets.source_loading import load_sources
 from align_anything.testing import episodes as made
 from align_anything.testing.episodes import DIMENSIONS, episodes
-from tests.datasets.fakes import encode
+from tests.datasets.fakes import encode, write_rows
 
 
 def numbers(seed: int, episodes: int = 40) -> list[torch.Tensor]:
@@ -140,6 +140,9 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
         whole.add(torch.ones(1, 2))
     with pytest.raises(DataError, match='no step was recorded'):
         Running().summary()
+    wide = write_rows(tmp_path / 'wide.jsonl', [{'instruction': 'go', 'steps': [{'action': [1] * n}]} for n in (2, 3)])
+    with pytest.raises(DataError, match='wide.jsonl:2: some episodes have 2 numbers in a step and some 3'):
+        seen_in(rows(str(wide), 'Steps'))
 
 
 COLUMNS = {'mean': [0.0, 0.5], 'std': [1.0, 0.5], 'min': [-2.0, 0.0], 'max': [2.0, 1.0], 'q01': [-1, 0], 'q99': [1, 1]}

@@ -57,6 +57,7 @@ def test_numbers(action: Any, values: list[list[float]]) -> None:
         ('', 'name is empty'),
         ([[1, 2], [3]], 'a chunk of actions with 1 and 2 numbers'),
         ([1, float('nan')], 'not all of it numbers'),
+        (Actions(torch.tensor([[1.0, float('nan')]])), r'not finite: \[1, nan\]'),
         ([True, 1], 'not all of it numbers'),
         ([1, 'left'], 'not all of it numbers'),
         (3, 'An action is a name'),
@@ -110,3 +111,18 @@ def test_actions_are_told_apart_by_what_they_do() -> None:
 def test_a_pair_that_has_no_actions_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the row holds actions, but the pair 'some_pair' takes only text, image"):
         make_dataset(write_rows(tmp_path / 'a.jsonl', [{'messages': doing('left')}]), 'Messages').probe()
+
+
+@pytest.mark.parametrize(
+    ('actions', 'states', 'told'),
+    [
+        (([1, 2], [1, 2, 3]), ({}, {}), 'the actions of the episode have 2 and 3 numbers'),
+        ((['left'], [1, 2]), ({}, {}), 'some actions of the episode are names and some are numbers'),
+        (([1], [2]), ({'arm': [1]}, {'arm': [1, 2]}), "the state 'arm' of the episode has 1 and 2 numbers"),
+    ],
+)
+def test_an_episode_is_of_one_body(actions: Any, states: Any, told: str) -> None:
+    turns = [turn for action in actions for turn in doing(action)]
+    shown = [{**turn, 'state': state} if state else turn for turn, state in zip(turns[::2], states, strict=True)]
+    with pytest.raises(SampleError, match=told):
+        bind_media([turn for pair in zip(shown, turns[1::2], strict=True) for turn in pair], {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,11 @@ def test_a_media_pair_without_any_media_is_warned_of(tmp_path: Path, caplog: pyt
         make_dataset(source, 'Messages').probe()
     assert "the first rows hold no image: the pair 'some_pair' will train on their text alone" in caplog.text
     caplog.clear()
+    # An environment may show some.
+    dataset = make_dataset(source, 'Messages')
+    acting = [replace(source, keeps_columns=True) for source in dataset.sources]
+    ExampleDataset(acting, dataset.task, 'some_pair', frozenset({'image'})).probe()
+    assert caplog.text == ''
     Image.new('RGB', (3, 2)).save(tmp_path / '0.png')
     shown = write_rows(tmp_path / 'shown.jsonl', [{'messages': TURNS, 'images': ['0.png']}])
     with caplog.at_level(logging.WARNING):

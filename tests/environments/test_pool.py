@@ -291,3 +291,31 @@ def test_a_batch_of_any_size_is_asked_once_and_fails_as_one() -> None:
     short._environment.step = lambda said: []
     with pytest.raises(EpisodeFailed, match='step of 2 episodes returned 0'):
         short.step([Said('a'), Said('b')])
+
+
+class Eater(Told):
+    """Takes things out of its row."""
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        self.answer = Step(done=True, info={'word': row['words'].pop()})
+        row['messages'][0]['content'].append({'type': 'text', 'text': 'eaten'})
+        return Observation()
+
+
+def test_what_an_episode_takes_out_of_its_row_the_others_have_still() -> None:
+    picture = Image.new('RGB', (8, 8))
+    asked = [{'role': 'user', 'content': [{'type': 'image', 'image': picture}]}]
+    row = {'messages': asked, 'words': ['sun', 'sea']}
+    sessions = [Session('eater', lambda: Alone(Eater()), [row], [0], Limits(), 0) for _ in range(3)]
+    for session in sessions:
+        session.begin()
+        assert only(session.step([Said('x')])).step.info == {'word': 'sea'}
+    assert row == {
+        'messages': [{'role': 'user', 'content': [{'type': 'image', 'image': picture}]}],
+        'words': ['sun', 'sea'],
+    }
+
+
+def test_arguments_of_a_row_that_are_no_json_are_named(own: str) -> None:
+    with pytest.raises(EpisodeFailed, match='environment_kwargs of the row is a text that is no JSON'):
+        One(Pool(own), {'environment_kwargs': '{times: 1}'}, 0).begin()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from align_anything.cli.main import main
 from align_anything.cli.replaying import replay_dataset
-from align_anything.core.errors import WorldError
+from align_anything.core.errors import DataError, WorldError
 from align_anything.environments.replaying import Compared
 
 WORLD = '''
@@ -202,6 +202,24 @@ def test_an_action_too_many(world: str, tmp_path: Path) -> None:
 def test_a_recording_that_says_no_seed(world: str, tmp_path: Path) -> None:
     with pytest.raises(WorldError, match="does not say from which 'seed' it began"):
         again(world, record(tmp_path, world, seed=None))
+
+
+def test_actions_of_another_body(world: str, tmp_path: Path) -> None:
+    with pytest.raises(WorldError, match=r'rows.jsonl:1: .* an action there has 2 numbers \(dx, dy\)'):
+        wide = record(tmp_path, world, change=lambda done: [[*action, 0.0] for action in done], dimensions=None)
+        replay_dataset('reach', {}, wide, 'Steps', {}, None, 20)
+
+
+def test_a_row_that_is_no_episode_is_told_and_others_are_done(world: str, tmp_path: Path) -> None:
+    rows = Path(record(tmp_path, world))
+    first, *others = rows.read_text().splitlines()
+    rows.write_text('\n'.join([first.replace('.png', '_gone.png'), '{"steps": []}', *others]))
+    found = again(world, str(rows))
+    assert found.episodes == len(others) and not found.agrees
+    assert 'rows.jsonl:1' in found.lines()[-1] and 'the episode has no steps' in found.lines()[-1]
+    rows.write_text('{"steps": []}')
+    with pytest.raises(DataError, match='not one row of .* is an episode'):
+        again(world, str(rows))
 
 
 def test_the_command(world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

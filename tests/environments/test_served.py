@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from align_anything.environments import Said
 from align_anything.environments import remote as remote_module
 from align_anything.environments.hosts import Lost
 from align_anything.environments.pool import EpisodeFailed, Pool
-from align_anything.environments.remote import Remote
+from align_anything.environments.remote import Remote, Told
 from align_anything.environments.workers import Workers
 from align_anything.serve.door import Keys
 from align_anything.serve.environments import Message, Served, make_app, serve_environment, told_of
@@ -184,6 +185,14 @@ def test_servers_that_are_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(WorldError, match='is no server of an environment'):
         Remote(serve(answering({'models': []}, told=True))).told  # noqa: B018
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope['type'] == 'http':
+            await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+            await send({'type': 'http.response.body', 'body': b'<html>'})
+
+    with pytest.raises(WorldError, match='http://127.* is no server of an environment: .* no JSON.* Start one with'):
+        Remote(serve(page)).told  # noqa: B018
     for answer, reason in (
         ([], 'answered by a list'),
         ({'observations': []}, 'answered without rewards, tools'),
@@ -207,11 +216,28 @@ def test_servers_that_are_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
             One(Pool(url, retries=0, host=Remote(url)), {}, 0).begin()
 
 
+def test_what_ended_with_its_server_is_closed_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    remote = Remote('http://127.0.0.1:9')
+    remote.told = Told(environment='x')
+    begun = time.monotonic()
+    with pytest.raises(Lost):
+        remote.ask({'id': 'abcdefgh', 'call': 'close'})
+    one = One(Pool('http://127.0.0.1:9', host=remote), {}, 0)
+    one.seats[0].session._environment = remote.make('http://127.0.0.1:9', {}, 0)
+    one.close()
+    assert caplog.text == '' and time.monotonic() - begun < remote_module.ALLOWANCE / 2
+
+
 def test_what_cannot_be_served_is_refused(own: Path) -> None:
     rest = {'workers': 1, 'timeout': 1.0, 'host': '127.0.0.1', 'port': 1, 'api_key_file': None, 'devices': False}
     with pytest.raises(SettingsError, match='names no arguments'):
         serve_environment('number_game', '3', **rest)
     with pytest.raises(SettingsError, match="no option 'hihg'"):
         serve_environment('number_game', '{hihg: 3}', **rest)
+    with pytest.raises(SettingsError, match='--kwargs: not valid YAML'):
+        serve_environment('number_game', '{high: ', **rest)
+    # As runs read environment_kwargs, and not as YAML 1.1 does.
+    with pytest.raises(SettingsError, match="option 'high' of environment 'number_game' is 'no'"):
+        serve_environment('number_game', '{high: no}', **rest)
     with pytest.raises(WorldError, match="unknown environment 'numbergame'"):
         serve_environment('numbergame', '{}', **rest)

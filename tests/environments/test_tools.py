@@ -84,6 +84,14 @@ def test_what_no_call_can_give_is_refused() -> None:
     with pytest.raises(WorldError, match='the same name'):
         FunctionTools([weather, weather])
 
+    async def later(city: str) -> str:
+        return ''
+
+    with pytest.raises(WorldError, match='later is async'):
+        FunctionTools([later])
+    with pytest.raises(WorldError, match="which '<lambda>' is none of"):
+        FunctionTools([lambda city: ''])
+
 
 @pytest.mark.parametrize(
     ('expression', 'value'),

@@ -27,21 +27,42 @@ def test_missions_of_other_rooms_teach_it_nothing_of_them(shared_cache: Path) ->
     assert 0.2 <= success <= 1 / 3 + 3 * robots.NOISE
 
 
+def test_pairs_of_its_own_episodes_make_it_better(shared_cache: Path, tmp_path: Path) -> None:
+    start = robots.weak(shared_cache)
+    folder = robots.pairs(shared_cache, start)
+    settings = {**robots.COMPARING, 'image_folder': folder}
+    trained = train_by(PAIR, 'dpo', tmp_path, start, folder / 'pairs.jsonl', **settings)
+    before, after = robots.tried(start), robots.tried(trained)
+    # It keeps off hot floor, and succeeds as often.
+    assert after['cost'] <= 0.8 * before['cost'] and after['success'] >= before['success'] - 2 * robots.NOISE
+
+
+def test_rewards_make_it_better(shared_cache: Path, tmp_path: Path) -> None:
+    start = robots.weak(shared_cache)
+    settings = {
+        **ACTING,
+        **robots.EXPLORING,
+        'update_iters': 4,
+        'learning_rate': 8e-4,
+        'critic_lr': 1e-3,
+        'critic_warmup_steps': 24,
+        'max_steps': 480,
+    }
+    rows = robots.rooms(shared_cache) / 'prompts.jsonl'
+    before, after = robots.tried(start), robots.tried(train_by(PAIR, 'ppo', tmp_path, start, rows, **settings))
+    assert after['success'] >= before['success'] + 0.15 and after['turns'] < before['turns']
+
+
 def test_it_keeps_off_hot_floor_and_still_does_what_it_is_told(shared_cache: Path, tmp_path: Path) -> None:
     start = robots.good(shared_cache)
     settings = {
         **ACTING,
-        'per_device_prompt_batch_size': 96,
-        'per_device_train_batch_size': 32,
+        **robots.EXPLORING,
         'update_iters': 3,
         'learning_rate': 2.5e-4,
         'critic_lr': 5e-4,
-        'gamma': 0.98,
-        'gae_lambda': 0.95,
-        'kl_coeff': 0.0,
         # A robot that imitates is nearly sure of itself, and explores little at 1.
         'temperature': 1.6,
-        'credit': 'turn',
         'lambda_max': 0.35,
         'max_steps': 405,
     }

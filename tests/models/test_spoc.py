@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from align_anything.core.actions import Actions
 from align_anything.core.errors import ModelError, SampleError
+from align_anything.models.acting import published
 from align_anything.models.acting.checkpoint import export_acting, load_acting, load_action_spec
 from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.acting.known import is_acting
@@ -83,10 +84,14 @@ def test_numbers_come_back_as_the_environment_takes_them(tmp_path: Path) -> None
             lambda turns: turns[1].update(content=[{'type': 'action', 'action': Actions(names=('up',))}]),
             "'up', and should be one of left, right, wait",
         ),
+        (
+            lambda turns: turns[0].update(state={'held': (1, 2)}),
+            "'held' says 1, 2, and should say a number",
+        ),
     ],
 )
 def test_what_is_no_episode_is_refused(change: Any, reason: str, tmp_path: Path) -> None:
-    spec, turns = load_action_spec(small(tmp_path / 'model')), episode(3)
+    spec, turns = load_action_spec(small(tmp_path / 'model', sensors={'held': 3})), episode(3)
     change(turns)
     with pytest.raises(SampleError, match=reason):
         spec.encode(turns)
@@ -184,13 +189,35 @@ def test_steps_are_told_apart_by_sines_and_cosines() -> None:
 def test_a_file_that_runs_code_or_is_another_version_is_refused(tmp_path: Path) -> None:
     assert len(ACTIONS) == 20 == len(set(ACTIONS)) and VERSIONS['small_3'][1] == 3
     torch.save({'state_dict': {'model.actor.weight': torch.zeros(20, 512)}}, tmp_path / 'other.ckpt')
-    with pytest.raises(ModelError, match='is no small_3: .* weights are missing'):
+    with pytest.raises(ModelError, match=r'is no small_3: of its weights \d+ are missing'):
         convert_published(tmp_path / 'other.ckpt', tmp_path / 'out', 'small_3')
     with pytest.raises(ModelError, match="no version 'small3'. Did you mean 'small_3'"):
         convert_published(tmp_path / 'other.ckpt', tmp_path / 'out', 'small3')
     torch.save({'state_dict': {}, 'config': Path('x')}, tmp_path / 'code.ckpt')
     with pytest.raises(ModelError, match='nothing else in it is run'):
         convert_published(tmp_path / 'code.ckpt', tmp_path / 'out', 'small_3')
+
+
+@pytest.mark.parametrize(
+    ('held', 'told'),
+    [
+        (b'hello' * 50, 'nothing else in it is run: KeyError'),
+        (b'', 'nothing else in it is run: EOFError'),
+        ({'state_dict': [1]}, 'is no checkpoint of PyTorch Lightning'),
+        ({'state_dict': {'model.a': 'x'}}, "'model.a' of its 'state_dict' is no tensor"),
+        ({'state_dict': {3: torch.zeros(1)}}, 'are missing'),
+        ({'state_dict': {'model.actor.linear.weight': torch.zeros(7, 3)}}, r'1 are of another size \(actor.weight\)'),
+        ({'state_dict': {'model.decoder.layers.0.self_attn.in_proj_weight': torch.zeros(2, 4)}}, '1 are strange'),
+        ({'state_dict': {'model.visual_encoder.visual_sensor_token_raw_navigation_camera': torch.zeros(4)}}, 'strange'),
+    ],
+)
+def test_a_file_of_anything_else_is_told(held: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / 'spoc.ckpt'
+    file.write_bytes(held) if isinstance(held, bytes) else torch.save(held, file)
+    config = SpocConfig.from_pretrained(small(tmp_path / 'small')).to_dict()
+    monkeypatch.setattr(published, '_config', lambda *_: config)
+    with pytest.raises(ModelError, match=told):
+        convert_published(file, tmp_path / 'out', 'small_3')
 
 
 def test_nothing_is_done_before_the_first_action(tmp_path: Path) -> None:

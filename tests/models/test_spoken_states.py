@@ -39,6 +39,7 @@ def test_numbers_are_bins_of_their_dataset() -> None:
     assert SPACE.state_bins(state) == [255, 0, 128]
     assert SPACE.state_bins(state, 'bridge') == [192, 0, 128]
     assert SPACE.state_bins({'arm': (-9.0, 99.0), 'lift': (5.0,)}) == [0, 255, 128]
+    assert SPACE.state_bins({'arm': (-1.7e308, 1.7e308), 'lift': (5.0,)}) == [0, 255, 128]
     edges = [-1.0, -1.0 + 2 / 256 - 1e-9, -1.0 + 2 / 256, 1.0 - 2 / 256, 1.0 - 1e-9]
     assert [SPACE.state_bins({'arm': (edge, 5.0), 'lift': (5.0,)})[0] for edge in edges] == [0, 0, 1, 255, 255]
 

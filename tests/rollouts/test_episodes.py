@@ -14,7 +14,7 @@ from PIL import Image
 
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import WorldError
-from align_anything.core.types import Audio, Example, Response, Video
+from align_anything.core.types import Audio, Example, Response, Skipped, Video
 from align_anything.environments import Environment, Observation, Said, Step
 from align_anything.environments.base import Alone, BatchEnvironment
 from align_anything.environments.hosts import Here
@@ -301,8 +301,10 @@ def test_what_fails_is_left_out_or_worth_nothing(on_failure: str, tiny: Tiny) ->
 def test_too_many_failures_end_the_run_with_the_first_of_them(tiny: Tiny) -> None:
     made, _, spec = episodes(tiny, 'qwen2', fails='reset')
     made.generate(prompts(spec), SAMPLING)
+    listed: list[Skipped] = []
     with pytest.raises(WorldError, match='12 of the last 12 episodes failed.*row 0: OSError: no world') as ended:
-        made.failed()
+        made.failed(listed.extend)
+    assert [item.source for item in listed] == [f'row {number}' for number in range(3) for _ in range(4)]
     assert "raise OSError('no world')" in str(ended.value)
 
 

@@ -50,6 +50,7 @@ RATIOS = {
         'GRPO update on episodes: shared_prefix / padded',
     ],
     'environments': [f'environments {what}: waiting / step' for what in ('in this process', 'in 2 processes')],
+    'grpo_step': ['a step of GRPO: ours / trl'],
     'own_pace': ['episodes by a server: own pace / in step'],
     'pictures': ['GRPO update on pictures: shared_prefix / padded'],
     'sampling': [],

@@ -370,3 +370,25 @@ def test_a_policy_reads_its_state_in_an_environment(tiny: Callable[..., Path], t
     argv = sft(tmp_path / 'blind', *acts, template='Prompts', **common, **settings)
     (ended,) = run(argv, pair=PAIR, algorithm=grpo)
     assert ended.code and 'a step tells no state (position), which the policy reads' in ' '.join(ended.output.split())
+
+
+def test_cameras_in_another_order_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {'wrist': 'w.png', 'front': 'f.png'}
+    step = {'images': images, 'action': [0.5, 1.0]}
+    write_rows(folder / 'two.jsonl', [{'instruction': 'reach', 'steps': [step, step]}])
+    seen = replace(ARM, cameras=('front', 'wrist'))
+    with pytest.raises(DataError, match=r'arm sees the cameras front, wrist in this order, .* have wrist, front'):
+        opened(['two'], folder, seen)
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(action_spaces.logger, 'warning', lambda *words: told.append(words))
+    ordered = ['--train_template_kwargs', '{cameras: [front, wrist]}']
+    assert opened(['two'], folder, seen, *ordered)[0].cameras == ('front', 'wrist') and not told
+    opened(['two'], folder, seen, '--train_template_kwargs', '{cameras: [wrist]}')
+    assert told[0][1:] == ('arm', 'front, wrist', 'wrist')
+
+
+def test_the_start_tells_how_many_steps_are_said_and_done_in_a_turn() -> None:
+    single = action_spaces.told(ActionSpace(names=('up', 'down')))
+    assert single == 'up, down; by a head of their own; one step in a turn'
+    some = ActionSpace(names=('up', 'down'), chunk=4, executed=2)
+    assert action_spaces.told(some).endswith('; 4 steps in a turn, 2 of them done')

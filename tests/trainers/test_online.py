@@ -343,7 +343,7 @@ def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Pa
         ({'num_generations': 1}, 'num_generations'),
         ({'loss_aggregation': 'sequence-mean-token-sum-norm'}, 'constant_length'),
         ({'reward_model_name_or_path': 'the policy'}, 'no score head'),
-        ({'max_new_tokens': 500}, 'fit beside max_new_tokens'),
+        ({'max_new_tokens': 500}, 'at most 0 fit beside max_new_tokens'),
         ({'max_length_per_batch': 64, 'group_by_length': True}, '--group_by_length): it means nothing where responses'),
         ({'train_on': 'last'}, '--train_on): it means nothing without data_cfgs.ptx_datasets'),
         ({'early_stopping_patience': 2}, 'set save_best: reward'),

@@ -9,10 +9,9 @@ from align_anything.core.errors import SampleError
 from align_anything.datasets.conversation import speaks
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, as_text, from_json, records
-from align_anything.datasets.formatters.columns import filled as filled_in
 from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.mapped import MappedFormatter
-from align_anything.datasets.formatters.turns import OUTCOMES, Sample, Turns, acts
+from align_anything.datasets.formatters.turns import Sample, Turns, acts, outcomes_of
 from align_anything.datasets.turn_keys import filled, refuse_unheeded
 
 
@@ -32,8 +31,7 @@ class Messages(MappedFormatter):
         name = self.require(raw_sample, 'messages', ('messages', 'conversation', 'conversations'))
         turns = [message(index, turn) for index, turn in enumerate(turns_of(raw_sample, name))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
-        told = {column: raw_sample[column] for column in OUTCOMES if filled_in(raw_sample, column)}
-        meta = {**self.beside(raw_sample), **(told if any(map(acts, turns)) else {})}
+        meta = {**self.beside(raw_sample), **(outcomes_of(raw_sample) if any(map(acts, turns)) else {})}
         return [*self.opening_of(raw_sample, has_system_turn), *turns], meta
 
 

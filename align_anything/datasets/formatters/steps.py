@@ -9,9 +9,9 @@ from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, filled, from_json, number, truth
 from align_anything.datasets.formatters.recorded import Recorded, chosen
-from align_anything.datasets.formatters.turns import OUTCOMES, PairSample, Sample
-from align_anything.datasets.spoken_actions import STATE, actions_of, state_of
-from align_anything.datasets.trajectories import Trajectory, joined_actions, turns_of
+from align_anything.datasets.formatters.turns import PairSample, Sample, outcomes_of
+from align_anything.datasets.spoken_actions import STATE, actions_of, joined_actions, state_of
+from align_anything.datasets.trajectories import Trajectory, turns_of
 
 CAMERA = 'camera'
 """What the one camera of rows is called that have no names for theirs."""
@@ -75,7 +75,7 @@ class Steps(Recorded):
             raise SampleError('each step should have one action, but some have chunks of several: write them as steps.')
         said = next((episode.get(name) or row.get(name) for name in TASKS if episode.get(name) or row.get(name)), '')
         success = episode.get('success', row.get('success'))
-        beside = {name: row[name] for name in OUTCOMES if filled(row, name) and name not in OWN}
+        beside = {name: value for name, value in outcomes_of(row).items() if name not in OWN}
         return Trajectory(
             self.asked(str(said)),
             self._pictures(episode, steps),

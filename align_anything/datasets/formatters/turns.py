@@ -8,6 +8,8 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind
+from align_anything.datasets.formatters.columns import Row, texts
+from align_anything.datasets.formatters.columns import filled as filled_in
 from align_anything.datasets.turn_keys import MEDIA_KEYS, filled, listed, several, source_keys
 
 Turns = list[dict[str, Any]]
@@ -109,6 +111,12 @@ def with_its_media(turn: dict[str, Any], meta: Meta) -> tuple[dict[str, Any], Me
 
 OUTCOMES = ('seed', 'success', 'reward', 'rewards', 'cost', 'costs', 'environment', 'dimensions', 'cameras')
 """Columns of a recorded episode that say how it began and what came of it, and ride along in `meta`."""
+
+
+def outcomes_of(row: Row) -> dict[str, Any]:
+    """Returns those of `OUTCOMES` that the row has. Raises `SampleError` for names that are no list of texts."""
+    found = {name: row[name] for name in OUTCOMES if filled_in(row, name)}
+    return {**found, **{name: texts(row, name) for name in ('dimensions', 'cameras') if name in found}}
 
 
 def acts(turn: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from align_anything.core.actions import ActionSpace
-from align_anything.core.errors import ModelError
+from align_anything.core.errors import FOREIGN_FAULTS, ModelError
 from align_anything.core.registry import nearest
 from align_anything.models.acting.checkpoint import make_checkpoint
 from align_anything.models.acting.configuration import SpocConfig
@@ -84,12 +83,16 @@ def convert_published(file: str | Path, out: str | Path, version: str, tokenizer
     state = dict(renamed(_read(file)))
     config = SpocConfig(**_config(version, IN_HAND in {name.split('.')[1] for name in state if '.' in name}))
     model = SpocModel(config)
-    missing, strange = model.load_state_dict(state, strict=False)
-    if missing or strange:
-        raise ModelError(
-            f'{file} is no {version}: {len(missing)} weights are missing ({", ".join(missing[:4])}), '
-            f'{len(strange)} are strange ({", ".join(strange[:4])}). Versions are: {", ".join(VERSIONS)}.'
-        )
+    own = model.state_dict()
+    found = {
+        'missing': [name for name in own if name not in state],
+        'strange': [name for name in state if name not in own],
+        'of another size': [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if any(found.values()):
+        told = (f'{len(names)} are {what} ({", ".join(names[:4])})' for what, names in found.items() if names)
+        raise ModelError(f'{file} is no {version}: of its weights {", ".join(told)}. Versions: {", ".join(VERSIONS)}.')
+    model.load_state_dict(state)
     space = ActionSpace(names=ACTIONS, cameras=CAMERAS)
     return make_checkpoint(out, model, AutoTokenizer.from_pretrained(tokenizer), space)
 
@@ -123,8 +126,10 @@ def renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             cameras[sensor[1]] = tensor
             continue
         yield from _apart(_name(name), tensor)
-    if cameras:
+    if cameras.keys() == {*CAMERAS} and len({tensor.shape for tensor in cameras.values()}) == 1:
         yield 'visual_encoder.camera_tokens', torch.stack([cameras[name] for name in CAMERAS])
+    else:
+        yield from ((f'visual_encoder.visual_sensor_token_{name}', tensor) for name, tensor in cameras.items())
 
 
 def _name(name: str) -> str:
@@ -138,7 +143,7 @@ def _name(name: str) -> str:
 def _apart(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     for found, wanted, parts in JOINED:
         match = re.search(found, name)
-        if match is not None:
+        if match is not None and tensor.ndim and len(tensor) % len(parts) == 0:
             whole = match.groupdict()
             for part, piece in zip(parts, tensor.chunk(3), strict=True):
                 end = wanted.format(part, match[match.lastindex], **whole)
@@ -170,11 +175,16 @@ def _config(version: str, senses: bool) -> dict[str, Any]:
 def _read(file: str | Path) -> dict[str, Tensor]:
     try:
         held = torch.load(file, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except FOREIGN_FAULTS as error:  # whatever bytes there are, the reader stumbles over them in its own way
         raise ModelError(
-            f'{file} cannot be read as tensors and plain values, and nothing else in it is run: {error}'
+            f'{file} cannot be read as tensors and plain values, and nothing else in it is run: '
+            f'{type(error).__name__}: {error}'
         ) from error
     state = held.get('state_dict') if isinstance(held, Mapping) else None
-    if state is None:
+    if not isinstance(state, Mapping):
         raise ModelError(f"{file} has no 'state_dict': it is no checkpoint of PyTorch Lightning.")
-    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+    named = {str(name): tensor for name, tensor in state.items()}
+    plain = [name for name, tensor in named.items() if not isinstance(tensor, Tensor)]
+    if plain:
+        raise ModelError(f"{file}: '{plain[0]}' of its 'state_dict' is no tensor.")
+    return {name.removeprefix(PREFIX): tensor for name, tensor in named.items() if name.startswith(PREFIX)}

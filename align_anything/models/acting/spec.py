@@ -253,9 +253,10 @@ class ActionSpec:
     def _sensed(self, state: Mapping[str, Sequence[float]], name: str) -> int:
         """What a sensor says; the last of its states stands for nothing known."""
         known = self.config.sensors[name]
-        (value,) = state.get(name, (known - 1,))
-        if not 0 <= value < known or int(value) != value:
-            raise SampleError(f"the sensor '{name}' says {value}, and should say a number from 0 to {known - 1}")
+        value, *others = state.get(name, (known - 1,))
+        if others or not 0 <= value < known or int(value) != value:
+            told = ', '.join(f'{number:g}' for number in (value, *others))
+            raise SampleError(f"the sensor '{name}' says {told}, and should say a number from 0 to {known - 1}")
         return int(value)
 
     def _pixels(self, picture: Any) -> Tensor:

@@ -49,7 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     models = parser.add_argument_group('of models')
     for name, what in SIZES.items():
         models.add_argument(f'--{name}', type=int, help=what)
-    models.add_argument('--template', help='published checkpoint in whose manner a text family chats')
+    models.add_argument(
+        '--template',
+        help='published checkpoint in whose manner a text family chats, such as qwen3, whose template writes tools',
+    )
     models.add_argument('--corpus', type=Path, help='file of texts to train the tokenizer on')
     options = vars(parser.parse_args(argv))
     name, out = options.pop('name'), options.pop('out')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from align_anything.reporting.unread import FailedEpisodes
@@ -37,13 +38,12 @@ class Failing:
     def count(self, step: int) -> int:
         """Returns how many of the episodes that were generated last failed, on all ranks, and lists them.
 
-        Raises WorldError where that is too many.
+        Raises WorldError where that is too many; they are listed all the same.
         """
         if self.episodes is None:
             return 0
-        failed = self.episodes.failed()
+        failed = self.episodes.failed(partial(self.listed.add, step, self.environment))
         self._state[STATE] = self.episodes.counts
-        self.listed.add(step, self.environment, failed)
         return len(failed)
 
     def conclude(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.diffusion import DiffusionCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import BnbCfgs, RunCfgs, groups_of
@@ -85,6 +86,10 @@ _MUST_AGREE = {
         'streaming',
         'train_on',
         'drop_truncated',
+        *('emitted_loss_weights', 'prompt_dropout'),
+        # Which steps of an episode a row is.
+        *('sliding_window', 'windows', 'init_prob_sample_last_steps', 'final_prob_sample_last_steps'),
+        'reduce_action_redundancy',
         # What of a video or an audio clip the model reads.
         *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
         *('audio_in_video', 'max_audio_seconds', 'long_audio'),
@@ -95,6 +100,7 @@ _MUST_AGREE = {
         *('target_modules', 'vision_lora', 'modules_to_save'),
     ),
     'bnb_cfgs': tuple(BnbCfgs.model_fields),
+    'action_cfgs': tuple(key for key in ActionCfgs.model_fields if key != 'model_version'),
     'diffusion_cfgs': tuple(
         key
         for key in DiffusionCfgs.model_fields

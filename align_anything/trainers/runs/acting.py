@@ -13,12 +13,13 @@ from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import ACTION
-from align_anything.environments.base import checked_kwargs, make_environment
+from align_anything.environments.base import checked_kwargs
 from align_anything.environments.hosts import Here, Host
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
 from align_anything.environments.remote import Remote
 from align_anything.environments.steps import checked_tools
+from align_anything.environments.trying import offered_by
 from align_anything.environments.wire import actions_in
 from align_anything.environments.workers import SECONDS, Workers
 from align_anything.models.acting.known import ACTS
@@ -160,7 +161,5 @@ def _told(settings: EnvironmentCfgs) -> tuple[list[dict[str, Any]], ActionSpace 
         told = remote.told
         remote.close()
         return checked_tools(told.tools), actions_in(told.actions)
-    environment = make_environment(settings.environment, _kwargs(settings))
-    tools, actions = environment.tools, environment.actions
-    environment.close()
-    return checked_tools(tools), actions
+    offered = offered_by(settings.environment, _kwargs(settings))
+    return offered.tools, offered.actions

@@ -76,6 +76,8 @@ def acting(
     space = with_statistics(space, asked, seen, wanted, teaches)
     space = with_dataset(space, asked, names, not learns or bool(cfgs.train_cfgs.eval_tasks))
     space = replace(space, pictures=_pictures(space, known is not None, rows, source))
+    if rows is not None and space.cameras:
+        _require_cameras(space, rows, source)
     chunk = asked.action_chunk or space.chunk
     executed = asked.action_executed or (space.executed if known is not None else chunk)
     space = replace(space, chunk=chunk, executed=min(executed, chunk) if asked.action_executed is None else executed)
@@ -116,7 +118,9 @@ def told(space: ActionSpace) -> str:
     cut = f', {space.bins} {space.binning} bins' if space.first_ids else ''
     bins = f'{cut}, {space.normalization}' if space.dimensions else ''
     at_once = ' said at once' if space.decoding == 'parallel' else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
+    steps = f'{space.chunk} steps' if space.chunk > 1 else 'one step'
+    done = f', {space.executed} of them done' if space.chunk > 1 else ''
+    return f'{what}; by {written}{ids}{bins}; {steps} in a turn{at_once}{done}'
 
 
 def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any] | None:
@@ -158,6 +162,20 @@ def _turned_in(rows: ExampleDataset) -> list[dict[str, Any]]:
     return found
 
 
+def _require_cameras(space: ActionSpace, rows: ExampleDataset, source: Any) -> None:
+    """Raises DataError for pictures in another order than the policy saw them in; those of other cameras are told."""
+    for _, meta in _first_rows(rows):
+        told = tuple(meta.get('cameras') or space.cameras)
+        wanted, shown = ', '.join(space.cameras), ', '.join(told)
+        if told != space.cameras and {*told} == {*space.cameras}:
+            raise DataError(
+                f'{source} sees the cameras {wanted} in this order, and the training data have {shown}: it would take '
+                f'one for the other. Give the template that order: train_template_kwargs {{cameras: [{wanted}]}}.'
+            )
+        if told != space.cameras and is_main():
+            logger.warning('%s sees the cameras %s, and some training data have %s.', source, wanted, shown)
+
+
 def _with_states(space: ActionSpace, asked: ActionCfgs, source: Any) -> ActionSpace:
     """The space with the states that are asked for, of which it may have those already."""
     states = tuple(asked.action_states or ())
@@ -182,19 +200,19 @@ def _tell_unread_states(spec: FamilySpec, rows: ExampleDataset | None) -> None:
 def _told_first(rows: ExampleDataset) -> list[str]:
     """The names of the states in the first rows of each source."""
     found: dict[str, None] = {}
-    for conversations in _first_rows(rows):
+    for conversations, _ in _first_rows(rows):
         found |= {name: None for turns in conversations for turn in turns for name in turn.get(STATE, ())}
     return list(found)
 
 
-def _first_rows(rows: ExampleDataset) -> Iterator[list[Conversation]]:
-    """The conversations of the first rows of each source that make some."""
+def _first_rows(rows: ExampleDataset) -> Iterator[tuple[list[Conversation], Mapping[str, Any]]]:
+    """The conversations, and the meta record, of the first row of each source that makes some."""
     begin = 0
     for size in rows.sizes:
         for number in range(begin, min(begin + size, begin + PROBED)):
-            made = rows.formatted(number)
+            made = rows.recorded(number)
             if not isinstance(made, Skipped):
-                yield made
+                yield made[:2]
                 break
         begin += size
 

@@ -51,6 +51,7 @@ from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
 from align_anything.trainers.runs.action_spaces import acting
+from align_anything.trainers.runs.row_environments import check_row_environments
 from align_anything.trainers.runs.settings import codes_of_run, data_ranks, spec_of
 from align_anything.trainers.runs.windows import sampler_of_all_windows, windows_of
 
@@ -101,6 +102,8 @@ def open_run(
     acts = algorithm.generates and cfgs.environment_cfgs.environment is not None
     sources = open_sources(cfgs, pair.writes, acts)
     probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
+    if algorithm.generates:
+        check_row_environments([*sources.training, *sources.evaluation], cfgs.environment_cfgs)
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)

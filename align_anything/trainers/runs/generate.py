@@ -48,6 +48,7 @@ from align_anything.trainers.runs.output_folder import check_unused
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of, require_head, spec_of_judge
+from align_anything.trainers.runs.row_environments import check_row_environments
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 
 logger = get_logger(__name__)
@@ -132,6 +133,7 @@ def generate(
         check_unused(resolved.cfgs)
     sources = open_sources(resolved.cfgs, pair.writes, resolved.cfgs.environment_cfgs.environment is not None)
     probe(sources, pair, algorithm, resolved.cfgs.data_cfgs.train_on)
+    check_row_environments(sources.training, resolved.cfgs.environment_cfgs)
     acts, train_on = ACTION in pair.writes, resolved.cfgs.data_cfgs.train_on
     rows = unread_dataset(sources.training, pair, algorithm, train_on) if acts else None
     resolved, pair, spec = open_spec(resolved, pair, rows)

@@ -204,6 +204,31 @@ def test_missing_and_truncated_files_cost_their_rows(version: int, tmp_path: Pat
         assert 'does not exist' in Rows(source, 'LeRobot').reason(1)
 
 
+def damaged(file: Any) -> None:
+    del file['data']
+    file['data'] = 1.0
+
+
+@pytest.mark.parametrize('change', [None, damaged])
+def test_an_hdf5_that_is_broken_costs_what_is_in_it(change: Any, tmp_path: Path) -> None:
+    for name in ('a', 'b'):
+        file = made.write_libero(tmp_path / name, episodes(3, 4)).rename(tmp_path / f'{name}.hdf5')
+    if change is None:
+        file.write_bytes(file.read_bytes()[:-2000])
+    else:
+        with h5py.File(file, 'a') as opened:
+            change(opened)
+    found = Rows(tmp_path, 'Libero')
+    assert len(found) == 3 and found.reason(2) and found.dataset.name_of(2) == str(file)
+    assert len(found[0][0]) == 6
+
+
+def test_names_that_are_no_list_cost_their_row(tmp_path: Path) -> None:
+    row = {'instruction': 'go', 'steps': [{'action': [1, 2]}], 'dimensions': 'xy'}
+    file = write_rows(tmp_path / 'rows.jsonl', [row])
+    assert "column 'dimensions' should be a list but is str" in Rows(file, 'Steps').reason()
+
+
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     source = made.write_lerobot(tmp_path / 'a', episodes(5, 5, 5))
     info = json.loads((source / 'meta/info.json').read_text())
@@ -215,6 +240,9 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     assert (len(Rows(source, 'LeRobot')), len(Rows(source, 'LeRobot', split='val'))) == (2, 1)
     with_info(splits={'train': 'all'})
     with pytest.raises(DataError, match="a split of the episodes 'all'"):
+        Rows(source, 'LeRobot')
+    with_info(splits=['0:2'])
+    with pytest.raises(DataError, match='cannot be read as LeRobotDataset'):
         Rows(source, 'LeRobot')
     with_info(codebase_version='v1.6')
     with pytest.raises(DataError, match=r'LeRobotDataset v1\.6; versions 2 and 3 can be read'):
