@@ -287,7 +287,8 @@ _MORE_MEMORY = """## What else takes memory
   ([preferences](preference.md#the-reference)).
 - A critic (`ppo`, `saferlhf`) is one more model that trains; reward and cost models are frozen copies.
 - vLLM in the same process takes the share of `vllm_gpu_memory_utilization` of each device.
-- `ema_decay`, and the old policy of `nft`, are copies of what trains, in float32.
+- `ema_decay`, and the old policy of `nft`, are copies of what trains, in float32; `ema_on_cpu` keeps the former in host
+  memory.
 
 ## When it does not fit
 

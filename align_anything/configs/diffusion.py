@@ -81,6 +81,7 @@ class DiffusionCfgs(Cfgs):
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
+        'ema_on_cpu': needs('diffusion_cfgs.ema_decay'),
         'train_text_encoder': TRAINS,
         'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
         **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('images', 'every', 'seed')},
@@ -167,6 +168,11 @@ class DiffusionCfgs(Cfgs):
         description='Decay of an average of the trained weights, 0.999 to 0.9999; after k steps it is at most (1 + k) '
         '/ (10 + k). The average is what gets evaluated and previewed, and is saved as ema in the folder of the model. '
         'null is none.',
+    )
+    ema_on_cpu: bool = Field(
+        False,
+        description='Keeps the average of ema_decay in host memory, in the place of the device; each step copies what '
+        'trains there.',
     )
     preview_prompts: str | list[str] | None = Field(
         None,

@@ -111,5 +111,19 @@ def test_it_is_the_average_of_every_stage(stage: int | str, ranks: int, precisio
     assert (tmp_path / 'again.safetensors').read_bytes() == (tmp_path / 'first.safetensors').read_bytes()
 
 
+def aside(rank: int) -> tuple[set[str], set[str]]:
+    engine = opened(0, 1)
+    average = AveragedWeights(engine, torch.device('meta'))
+    average.follow(DECAY)
+    # What trains waits there too while the average is in place.
+    kept = [*average._average.values(), *map(average._aside, average._parameters.values())]
+    return {tensor.device.type for tensor in kept}, {own.device.type for own in engine.policy.parameters()}
+
+
+@pytest.mark.extended
+def test_it_lies_on_the_device_that_is_given() -> None:
+    assert run_ranks(aside, 1) == [({'meta'}, {'cpu'})]
+
+
 def test_the_warm_up_is_that_of_everybody() -> None:
     assert [warmed_up(0.999, updates) for updates in (0, 1, 8, 10**6)] == [0.1, 2 / 11, 0.5, 0.999]

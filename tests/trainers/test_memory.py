@@ -35,7 +35,9 @@ def judge(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: Any) -> dict[str, Memory]:
+def held(
+    algorithm: str, model: Path, pair: str = 'text_to_text', samples: int = 0, **settings: Any
+) -> dict[str, Memory]:
     values = {
         'model_name_or_path': model,
         'train_datasets': 'rows',
@@ -49,7 +51,7 @@ def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: An
     resolved = settings_of(its_pair, kind, argv, {})
     spec = spec_of(resolved.cfgs)
     policy, _ = build_on_meta(resolved.cfgs, spec, resolved.algorithm)
-    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy, size=0)
+    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy, size=samples)
 
 
 def size(model: torch.nn.Module) -> int:
@@ -98,6 +100,13 @@ def test_a_reference_has_a_precision_and_a_model_of_its_own_and_shares_what_is_f
     assert held('dpo', tiny('llava'), reference_dtype='bf16', **images)['reference'] == Memory(2.0 * size(model))
     other = held('dpo', tiny('llama'), reference_model_name_or_path=tiny('qwen2'), bf16=False)
     assert other['reference'] == Memory(4.0 * size(AnyModel.from_pretrained(tiny('qwen2'))))
+
+
+def test_an_average_in_host_memory_takes_nothing_of_the_device(tiny: Tiny) -> None:
+    settings = {'pair': 'text_to_image', 'samples': 1, 'train_template': 'Messages', 'ema_decay': 0.9}
+    on_device, aside = (held('sft', tiny('sd3'), ema_on_cpu=aside, **settings) for aside in (False, True))
+    assert on_device['average (ema)'].weights > 0 and aside['average (ema)'] == Memory(0.0)
+    assert on_device['policy'] == aside['policy']
 
 
 def test_judges_and_critics_that_a_run_would_refuse_are_refused(tiny: Tiny, judge: Path) -> None:

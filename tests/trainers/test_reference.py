@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.kto import KTO
+from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.resolve import resolve
 from align_anything.core.errors import SettingsError
 from align_anything.core.store import FORMAT
@@ -171,6 +173,46 @@ def test_all_kinds_of_references_agree_on_two_ranks(
         one, another = (next(iter(found.values()))[1] for found in results[:2])
         assert float((one - another).abs().max()) > 1e-2
     assert len(list((tmp_path / 'cache' / FORMAT).iterdir())) == 2, 'one folder for each reference'
+
+
+def keeps(rank: int, out: Path, model: Path, rows: Path, file: Path) -> tuple[set[bool], dict[str, int], torch.Tensor]:
+    """Whether partitions of the reference are offloaded, what of it is there after it has scored, and its scores."""
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    offloaded: set[bool] = set()
+    inner = Init.__init__
+
+    def begun(self: Any, *given: Any, **more: Any) -> None:
+        inner(self, *given, **more)
+        # The device of a rank is a CPU here as well; but only what is offloaded is pinned.
+        offloaded.add(self.pin_memory)
+
+    Init.__init__ = begun
+    try:
+        run = opened(DPO, out, model, rows, ds_cfgs=zero(0), reference_ds_cfgs=file)
+    finally:
+        Init.__init__ = inner
+    engine = run.roles['reference'].__self__
+    found = scores(run.batch(range(ROWS)), run.roles['reference'])
+    return offloaded, {name: weight.numel() for name, weight in engine.policy.named_parameters()}, found
+
+
+@pytest.mark.extended
+def test_an_offloaded_reference_is_on_the_device_only_while_it_scores(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    """What a CPU can show of it: partitions go to `cpu` by name, and between passes no weight is gathered."""
+    warm()
+    config = load_deepspeed_config('ds_z3_offload_config.json')
+    # All weights of a tiny model are small, and small ones stay gathered.
+    config['zero_optimization']['stage3_param_persistence_threshold'] = 0
+    files = {name: tmp_path / f'{name}.json' for name in ('offloaded', 'kept')}
+    files['offloaded'].write_text(json.dumps(config))
+    del config['zero_optimization']['offload_param'], config['zero_optimization']['offload_optimizer']
+    files['kept'].write_text(json.dumps(config))
+    [(offloaded, there, found)] = run_ranks(keeps, 1, args=(tmp_path / 'o', tiny('llama'), rows, files['offloaded']))
+    assert offloaded == {True} and there and not any(there.values())
+    [(offloaded, _, same)] = run_ranks(keeps, 1, args=(tmp_path / 'k', tiny('llama'), rows, files['kept']))
+    assert offloaded == {False}
+    torch.testing.assert_close(found, same)
 
 
 def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(

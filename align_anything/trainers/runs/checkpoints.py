@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, world_size
+from align_anything.core.logging import get_logger
 from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.base import Engine
 from align_anything.engines.checkpoint import prune, write_checkpoint
@@ -18,6 +21,8 @@ from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.card import Trained, write_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
+
+logger = get_logger(__name__)
 
 SCRATCH = '.resumed_state'
 EMA, OLD = 'ema', 'old'
@@ -112,6 +117,14 @@ def averages_of(cfgs: RunCfgs, algorithm: Algorithm) -> list[str]:
     """The names of the averages of a run: of what it evaluates, and of the old policy where that samples."""
     samples_old = algorithm.generates and algorithm.old_decay(0) is not None
     return [*([] if cfgs.diffusion_cfgs.ema_decay is None else [EMA]), *([OLD] if samples_old else [])]
+
+
+def make_averages(cfgs: RunCfgs, algorithm: Algorithm, policy: Engine) -> dict[str, AveragedWeights]:
+    """The averages of a run by name. What samples is put in place too often to lie anywhere but on the device."""
+    if cfgs.diffusion_cfgs.ema_on_cpu and policy.device.type == 'cpu':
+        logger.warning('diffusion_cfgs.ema_on_cpu: on a CPU the average is in host memory anyway.')
+    aside = {EMA: torch.device('cpu')} if cfgs.diffusion_cfgs.ema_on_cpu else {}
+    return {name: AveragedWeights(policy, aside.get(name)) for name in averages_of(cfgs, algorithm)}
 
 
 def state_folder(folder: Path, role: str) -> Path:

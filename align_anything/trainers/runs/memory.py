@@ -31,7 +31,7 @@ from align_anything.models.spec import Spec
 from align_anything.models.trainable import count
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import activations, build_on_meta, skeleton
-from align_anything.trainers.runs.checkpoints import averages_of
+from align_anything.trainers.runs.checkpoints import EMA, averages_of
 from align_anything.trainers.runs.checks import precision_of_reference, reference_cache_of
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_judge
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, sharing_of, spec_of
@@ -121,7 +121,8 @@ def memory_of_run(
     if refers and not without_adapter_is_reference(cfgs, algorithm):
         held['reference'] = _reference(cfgs, algorithm, spec, policy)
     for name in averages_of(cfgs, algorithm):
-        held[f'average ({name})'] = average_memory(policy, config)
+        on_cpu = name == EMA and cfgs.diffusion_cfgs.ema_on_cpu
+        held[f'average ({name})'] = Memory(0.0) if on_cpu else average_memory(policy, config)
     if not algorithm.generates:
         return held
     for role, learned in algorithm.critics.items():

@@ -9,14 +9,13 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
-from align_anything.engines.averaged import AveragedWeights
 from align_anything.reporting.callbacks import Callback
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.answers import asked
 from align_anything.trainers.runs.assembly import assemble, evaluating, save
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
-from align_anything.trainers.runs.checkpoints import Checkpoints, averages_of
+from align_anything.trainers.runs.checkpoints import Checkpoints, make_averages
 from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import (
     loader_in_order,
@@ -65,7 +64,7 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     policy = assemble(cfgs, algorithm, run.collate, steps)
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
     roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
-    averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
+    averages = make_averages(cfgs, algorithm, policy)
     checkpoints = Checkpoints(
         resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages, watchers=run.watchers
     )

@@ -16,7 +16,6 @@ from align_anything.core.errors import SettingsError
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import as_prompts
 from align_anything.datasets.source_loading import source_names
-from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.base import Engine
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.callbacks import Callback
@@ -33,7 +32,7 @@ from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
-from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
+from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, make_averages
 from align_anything.trainers.runs.checks import check_evaluation, check_online, check_warmup
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
@@ -108,7 +107,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
         rollouts = SharedRollouts(rollouts, cfgs.train_cfgs.sequence_parallel_size)
     pending = Pending(policy.device, decode, episodes)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
-    averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
+    averages = make_averages(cfgs, algorithm, policy)
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
