@@ -24,6 +24,8 @@ from tests.scripts import test_shell_scripts
 ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
+    'tests/invariants/test_eight_bits.py': 'first steps of 8-bit AdamW in tests/engines/test_optim.py',
+    'tests/invariants/test_tiling.py': 'gradients of tiles in tests/models/test_tiling.py',
     'tests/learning/test_acting.py': 'the lesson of PPO, and runs in tests/trainers/test_environments.py',
     'tests/learning/test_drawn.py': 'tests/contract/test_emitting_docs.py, whose commands teach a model to draw',
     'tests/learning/test_open_prompts.py': 'the demo of painting, and runs of families of sounds in tests/trainers',

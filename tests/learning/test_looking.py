@@ -76,7 +76,7 @@ def succeeds(folder: Path, output: Path, environment: str, **settings: Any) -> t
 
 
 @pytest.mark.extended
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_rewards_teach_it_to_look(looking: Callable[[], Path], tmp_path: Path) -> None:
     folder = looking()
     before, turns = succeeds(folder, tmp_path / 'before', 'zoom', learning_rate=0.0, max_steps=1)
@@ -86,7 +86,7 @@ def test_rewards_teach_it_to_look(looking: Callable[[], Path], tmp_path: Path) -
 
 
 @pytest.mark.extended
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_where_nothing_is_seen_from_close_nothing_is_learned(looking: Callable[[], Path], tmp_path: Path) -> None:
     after, _ = succeeds(looking(), tmp_path, f'{digits.__file__}:Blind', learning_rate=5e-4, max_steps=50)
     assert after <= LUCK + 0.12, after

@@ -19,7 +19,7 @@ from align_anything.rollouts.acting import ActionRollouts
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.episodes import Episodes
 from align_anything.rollouts.experience import complete
-from tests.policies.acting.worlds import NAMED, NUMBERS, Line, policy_in, small
+from tests.policies.acting.worlds import NAMED, NUMBERS, Line, Pushed, policy_in, small
 
 SAMPLING = Sampling(responses=4, max_new_tokens=1, seed=3)
 
@@ -27,11 +27,14 @@ SAMPLING = Sampling(responses=4, max_new_tokens=1, seed=3)
 class Lines(Here):
     """Makes lines, without a file."""
 
+    def __init__(self, kind: type[Line]) -> None:
+        self.kind = kind
+
     def capacity(self, name: str) -> int | None:
         return 1
 
     def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
-        return Alone(Line(**kwargs))
+        return Alone(self.kind(**kwargs))
 
 
 def acting(folder: Path, **settings: Any) -> tuple[Episodes, Any, ActionSpec]:
@@ -40,7 +43,7 @@ def acting(folder: Path, **settings: Any) -> tuple[Episodes, Any, ActionSpec]:
     made = Episodes(
         engine,
         spec,
-        Pool('line', host=Lines()),
+        Pool('line', host=Lines(Pushed if spec.space.dimensions else Line)),
         max_turns=6,
         max_tokens=64,
         encoder=ActionTurns(spec),

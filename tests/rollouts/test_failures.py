@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,10 @@ class Scripted:
     def __init__(self, *lost: int) -> None:
         self.lost, self.counts = [*lost], []
 
-    def failed(self) -> list[Skipped]:
+    def failed(self, listed: Callable[[list[Skipped]], None]) -> list[Skipped]:
         number = self.lost.pop(0)
         self.counts = counted(self.counts, number, 8, 2)
+        listed(LOST[:number])
         check_failures(self.counts, 0.1, LOST, '')
         return LOST[:number]
 
