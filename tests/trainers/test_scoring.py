@@ -149,6 +149,7 @@ def test_single_answers_have_no_pairs_and_a_wrong_layout_falls_back(
     assert told['answers'] == 3 and 'pairs' not in told
 
 
+@pytest.mark.extended
 def test_an_adapter_scores_as_it_was_trained_and_towers_keep_features(tiny: Tiny, tmp_path: Path) -> None:
     data = []
     for number, row in enumerate(pairs(2)):
