@@ -20,6 +20,8 @@ Written = Literal['', 'reserved', 'tail', 'words']
 Decoding = Literal['autoregressive', 'parallel']
 LISTS = 'names', 'dimensions', 'cameras', 'first_ids', 'states'
 TABLES = 'statistics', 'state_statistics'
+STATE, DATASET = 'state', 'dataset'
+"""Keys of a user turn: the state of the body, numbers by name, and whose statistics hold for it."""
 STATE_BINS = 256
 """How many values a number of a state is told as, where it is told in words."""
 BESIDE = 1e-6

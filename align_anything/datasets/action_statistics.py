@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from align_anything.core.actions import Normalization, Statistics
+from align_anything.core.actions import STATE, Normalization, Statistics
 from align_anything.core.distributed import all_gather_object, rank, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.files import atomic_write_json
@@ -20,7 +20,6 @@ from align_anything.core.types import ACTION, Conversation, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.running_statistics import Running
 from align_anything.datasets.source_loading import source_names
-from align_anything.datasets.spoken_actions import STATE
 
 FILE = 'action_statistics.json'
 

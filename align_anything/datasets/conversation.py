@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from align_anything.core import thoughts
+from align_anything.core.actions import STATE
 from align_anything.core.errors import SampleError
 from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Media, MediaKind, Message
 from align_anything.datasets.media import make_media
 from align_anything.datasets.media.sources import is_frame
-from align_anything.datasets.spoken_actions import STATE, actions_of, require_one_kind, state_of
+from align_anything.datasets.spoken_actions import actions_of, require_one_kind, state_of
 from align_anything.datasets.tool_calls import calls_of, tools_of
 from align_anything.datasets.turn_keys import (
     CALLS,

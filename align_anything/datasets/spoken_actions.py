@@ -11,15 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.core.actions import Actions
+from align_anything.core.actions import DATASET, STATE, Actions
 from align_anything.core.errors import SampleError
 from align_anything.core.types import ACTION, Conversation
 
 FORMS = "a name, a list of numbers (one step), or a list of either (a chunk), such as 'left' or [[0.1, 1], [0, 1]]"
-STATE = 'state'
-"""What a user turn, and a state that is one list, are called."""
-DATASET = 'dataset'
-"""The key of a user turn that says whose statistics hold for its state."""
 
 
 def actions_of(where: str, value: Any) -> Actions:

@@ -18,7 +18,7 @@ import numpy
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align_anything.core.actions import ActionSpace
+from align_anything.core.actions import DATASET, STATE, ActionSpace
 from align_anything.core.errors import ModelError, SampleError, WorldError
 from align_anything.core.types import (
     ACTION,
@@ -34,7 +34,7 @@ from align_anything.core.types import (
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode, decode_conversations
 from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, wav
-from align_anything.datasets.spoken_actions import DATASET, STATE, actions_of
+from align_anything.datasets.spoken_actions import actions_of
 from align_anything.environments.base import Call, Observation, Said, Step
 from align_anything.environments.observing import messages_of
 from align_anything.environments.steps import checked_step

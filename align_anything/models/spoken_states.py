@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from align_anything.core.actions import ActionSpace
+from align_anything.core.actions import DATASET, STATE, ActionSpace
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Message
-
-STATE, DATASET = 'state', 'dataset'
-"""Keys of a user turn: numbers by name, and whose statistics hold for them."""
 
 
 def stated(conversation: Conversation, space: ActionSpace | None) -> Conversation:

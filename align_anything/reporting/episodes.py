@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from align_anything.core.actions import STATE
 from align_anything.core.types import ACTION, Conversation, Message, Video, decoded_medium
 from align_anything.datasets.media.writing import gif
-from align_anything.datasets.spoken_actions import STATE, written_state
+from align_anything.datasets.spoken_actions import written_state
 
 HEIGHT = 160
 """Of the pictures of a step."""

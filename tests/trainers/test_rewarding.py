@@ -18,7 +18,7 @@ from align_anything.core.errors import RewardError, SettingsError
 from align_anything.core.types import Example, Piece, Response
 from align_anything.rollouts.experience import Rollout
 from align_anything.trainers.loops.online import OnlineLoop
-from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.rewarding import make_rewards, rewards_to_learn_from
 from align_anything.trainers.runs.roles import ModelJudge
 from tests.learning.preferences import LESSONS
 from tests.learning.tasks import row
@@ -75,6 +75,22 @@ def test_no_weights_are_not_the_weights_of_one_function() -> None:
     given = ('--reward_functions', '[format]', '--reward_weights', '[]')
     with pytest.raises(SettingsError, match='0 numbers for 1 reward_functions'):
         make_rewards(settings(*given).cfgs)
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        ('--environment', 'number_game', '--environment_weight', '0'),
+        ('--reward_functions', '[format]', '--reward_weights', '[0]'),
+    ],
+)
+def test_what_rewards_alone_has_a_weight(given: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match=r'has a weight of 0 .* nothing would be learned'):
+        rewards_to_learn_from(settings(*given).cfgs)
+    assert make_rewards(settings(*given).cfgs), 'where nothing is trained, rewards may be looked at alone'
+    assert rewards_to_learn_from(
+        settings('--reward_functions', '[format, repetition]', '--reward_weights', '[0, 1]').cfgs
+    )
 
 
 def test_a_function_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

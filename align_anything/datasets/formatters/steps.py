@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.core.actions import STATE
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, filled, from_json, number, truth
 from align_anything.datasets.formatters.recorded import Recorded, chosen
 from align_anything.datasets.formatters.turns import PairSample, Sample, outcomes_of
-from align_anything.datasets.spoken_actions import STATE, actions_of, joined_actions, state_of
+from align_anything.datasets.spoken_actions import actions_of, joined_actions, state_of
 from align_anything.datasets.trajectories import Trajectory, turns_of
 
 CAMERA = 'camera'

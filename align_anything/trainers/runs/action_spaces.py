@@ -9,7 +9,7 @@ from typing import Any
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.actions import TURNED, ActionSpace
+from align_anything.core.actions import STATE, TURNED, ActionSpace
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
@@ -25,7 +25,6 @@ from align_anything.datasets.action_datasets import (
 )
 from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.spoken_actions import STATE
 from align_anything.models.acting.known import ACTS
 from align_anything.models.acting.published import problems_of_version
 from align_anything.models.action_codes import at_the_tail

@@ -58,7 +58,7 @@ from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.memory import memory_of_run, memory_table, total
 from align_anything.trainers.runs.pipelines import denoised_at_once
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
-from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.rewarding import rewards_to_learn_from
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import (
@@ -95,7 +95,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if generates:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
-        names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
+        names = [*(reward.name for reward in rewards_to_learn_from(cfgs)), *judges_of(cfgs, resolved.algorithm)]
         generating = GENERATING[spec.unit]
         generating.sampling_of(resolved, pair, spec, steps_of_rollout(cfgs, resolved.algorithm))
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)

@@ -42,7 +42,7 @@ from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.previews import previews_of
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
-from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.rewarding import rewards_to_learn_from
 from align_anything.trainers.runs.roles import (
     critic_cfgs,
     critic_spec,
@@ -65,7 +65,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     check_online(cfgs, algorithm)
     _check_shared(cfgs)
     check_rollouts(resolved)
-    rewards = make_rewards(cfgs)
+    rewards = rewards_to_learn_from(cfgs)
     judges = judges_of(cfgs, algorithm)
     for judge in judges.values():
         require_head(judge.source)

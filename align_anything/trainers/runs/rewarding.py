@@ -59,6 +59,21 @@ def make_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
     return rewards
 
 
+def rewards_to_learn_from(cfgs: OnlineRunCfgs) -> list[Reward]:
+    """As `make_rewards`. Raises SettingsError also where none of them, and no model, has a weight."""
+    rewards, models = make_rewards(cfgs), cfgs.model_cfgs
+    judged = bool(models.reward_model_name_or_path) or COST in models.judges
+    if not judged and not any(reward.weight for reward in rewards):
+        raise SettingsError(
+            [
+                f'what rewards the responses ({", ".join(reward.name for reward in rewards)}) has a weight of 0 '
+                '(environment_weight, remote_rm_weight, reward_weights): nothing would be learned. Give something a '
+                'weight.'
+            ]
+        )
+    return rewards
+
+
 def function_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
     """The functions that the settings name. Raises SettingsError or RewardError for what cannot be used of them."""
     rewards = cfgs.reward_cfgs
