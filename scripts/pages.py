@@ -293,10 +293,11 @@ _MORE_MEMORY = """## What else takes memory
 ## When it does not fit
 
 In this order, each costing more than the one before: `gradient_checkpointing`, a smaller `per_device_train_batch_size`
-with more `gradient_accumulation_steps`, `--use_lora True`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with
-more devices, `optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `bnb_cfgs`
-(4 bits under an adapter), `activation_offloading`, and the files with `offload`, which move states to the CPU. A
-smaller micro-batch changes no gradient.
+with more `gradient_accumulation_steps`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with more devices,
+`optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `ema_on_cpu` where there
+is an average, `--use_lora True`, `bnb_cfgs` (4 bits under an adapter), `activation_offloading`, `mlp_tiles`, and the
+files with `offload`, which move states to the CPU. A smaller micro-batch changes no gradient. `--dry_run` advises what
+of these a run does not have yet and what spares something of it, one after the other until it fits.
 
 Where memory is left, `gradient_checkpointing_every_n_layers: 2` recomputes every second layer of each stack only, and
 the others keep their activations. `activation_offloading` brings the inputs of recomputed layers into host memory until
@@ -364,7 +365,8 @@ def _memory() -> str:
 def _bytes(weights: float, method: str, ranks: int) -> float:
     stage = int(method[-1]) if 'ZeRO' in method else 0
     trained = weights if method.startswith('full') else ADAPTER * weights
-    width = 0.5 if '4 bits' in method else 2
+    # With the scales of blocks, in 8 bits themselves.
+    width = 0.516 if '4 bits' in method else 2
     return (
         weights * width / (ranks if stage == 3 else 1)
         + 2 * trained / (ranks if stage >= 2 else 1)

@@ -46,7 +46,8 @@ def test_loss_and_gradient_are_those_of_scores_that_were_made_before(loss_type: 
 
 
 def test_a_rank_without_responses_adds_up_the_same_numbers() -> None:
-    batch, empty = batch_of(*RESPONSES, old=0, rollout=0, reference=0, advantage=0), TokenCollator(WritingFamily(), 'packed')([])
+    batch = batch_of(*RESPONSES, old=0, rollout=0, reference=0, advantage=0)
+    empty = TokenCollator(WritingFamily(), 'packed')([])
     objective = OnPolicy(GRPO(num_generations=2, beta=0.1, ptx_coeff=0.0))
     assert list(objective.counts(empty)) == list(objective.counts(batch))
     assert float(objective.counts(empty)['rollout_drift']) == 0

@@ -54,7 +54,6 @@ from align_anything.rollouts.experience import (
     informative_first,
     joined,
     kept_of,
-    record,
     responses_of,
     spread,
 )
@@ -64,7 +63,8 @@ from align_anything.trainers.loops.failing import Failing
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
-from align_anything.trainers.loops.splitting import CostOf, split_into_steps, split_step, steps_of_rollout
+from align_anything.trainers.loops.scoring import Scoring, asking, score
+from align_anything.trainers.loops.splitting import split_for_scoring, split_into_steps, split_step, steps_of_rollout
 
 
 @dataclass
@@ -307,19 +307,7 @@ class OnlineLoop(Loop):
             for example, numbers in zip(rollout.examples, kept, strict=True)
         ]
         with self._clock('scoring'):
-            micro_batches = [some for step in self._split_into_steps(examples) for some in step]
-            given = (self.engine.policy.collate, micro_batches, self.engine.device)
-            if not self._updates_once:
-                with self._as_sampled():
-                    record('old', self._asking(self.engine.infer, 'old'), *given)
-            if self.reference is not None:
-                record('reference', self._asking(self.reference, 'reference'), *given)
-            bootstrap = {}
-            for role, (critic, _) in self.critics.items():
-                scorer = partial(critic.infer, bootstrap=self.algorithm.bootstraps)
-                found = record(f'values/{role}', scorer, critic.policy.collate, micro_batches, critic.device)
-                if self.algorithm.bootstraps:
-                    bootstrap[role] = torch.zeros(0) if found is None else found
+            bootstrap = self._scored(examples)
         responses = list(responses_of(examples))
         lengths = torch.tensor([response.units for response in responses], dtype=torch.long)
         groups = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(own) for own in kept], dtype=torch.long))
@@ -333,7 +321,7 @@ class OnlineLoop(Loop):
             logprobs=None if self._updates_once else joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
             values={role: joined(examples, f'values/{role}') for role in self.critics},
-            bootstrap=bootstrap,
+            bootstrap={role: bootstrap[f'values/{role}'] for role in self.critics if self.algorithm.bootstraps},
             costs=None if costs is None else kept_of(costs.split(sizes), kept),
             all_costs=gathered_lists(all_costs, self.copies),
             **credited(examples, self.cfgs),
@@ -342,6 +330,24 @@ class OnlineLoop(Loop):
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
         return examples
+
+    def _scored(self, examples: list[Example]) -> dict[str, Tensor]:
+        """Writes into each response what the losses read beside what they compute, see `score`."""
+        policy, algorithm = self.engine.policy.collate, self.algorithm
+        of_policy = policy, self.engine.device
+        asked = partial(asking, algorithm=algorithm, meets=self.spec.meets)
+        scorings = []
+        if not self._updates_once:
+            scorings.append(Scoring('old', asked('old', self.engine.infer), *of_policy, self._as_sampled))
+        if self.reference is not None:
+            scorings.append(Scoring('reference', asked('reference', self.reference), *of_policy))
+        for role, (critic, _) in self.critics.items():
+            scorer = partial(critic.infer, bootstrap=algorithm.bootstraps)
+            scorings.append(Scoring(f'values/{role}', scorer, critic.policy.collate, critic.device))
+        if not scorings:
+            return {}
+        split = split_for_scoring(examples, self.cfgs, algorithm, self._size, policy.cost)
+        return score(examples, *split, scorings)
 
     @property
     def _updates_once(self) -> bool:
@@ -363,11 +369,6 @@ class OnlineLoop(Loop):
         """Whether the units of responses are tokens."""
         return self.spec.unit == 'token'
 
-    def _asking(self, scorer: Callable[..., Scored], role: str) -> Callable[[Batch], Scored]:
-        """A scorer that says what it predicts too, where policies of the family do and the loss reads it."""
-        reads = role in self.algorithm.companions and self.spec.meets == 'transition'
-        return partial(scorer, prediction=True) if reads else scorer
-
     def _update(self, trained: list[Example]) -> tuple[list[StepResult], dict[str, list[StepResult]]]:
         results: list[StepResult] = []
         values: dict[str, list[StepResult]] = {role: [] for role in self.critics}
@@ -377,7 +378,8 @@ class OnlineLoop(Loop):
             own = rank() // self.copies
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {own}')
             examples = order.sample(trained, len(trained))
-            for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
+            cost = self.engine.policy.collate.cost
+            for micro_batches in split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost):
                 if self.progress.step == self.steps:
                     break
                 supervised = self._supervised()
@@ -410,9 +412,6 @@ class OnlineLoop(Loop):
     ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
         return batches, engine.train_step(batches, ByKind(objective))
-
-    def _split_into_steps(self, examples: list[Example], cost: CostOf | None = None) -> list[list[list[Example]]]:
-        return split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
