@@ -126,7 +126,8 @@ class OnlineLoop(Loop):
         self._seconds, self._unread, self._truncated, self._failed = {}, {}, 0, 0
         self._flops, self._policy_seconds = Flops(), 0.0
         before = self.progress.step
-        stop = self._sum([float(self.stop_asked())])[0]
+        stop, written = self._sum([float(self.stop_asked()), self._vote()])
+        self._written(written)
         generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
         within, most = usable(generated, self.cfgs), self.algorithm.per_device_prompt_batch_size
@@ -446,11 +447,7 @@ class OnlineLoop(Loop):
     ) -> None:
         sources = source_names(self.training.dataset.sources)
         rollout = rollout_metrics(generated, trained, sources, self._reduce, self._writes_tokens, self._acts)
-        metrics = {
-            **rollout,
-            **combined(results).numbers,
-            **self._of_steps(results[-1]),
-        }
+        metrics = {**rollout, **combined(results).numbers, **self._of_steps(results[-1])}
         metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
         if self._acts:
             metrics['failed_episodes'] = float(self._failed)
