@@ -22,6 +22,7 @@ class CogVideoXSpec(VideoSpec):
     pipelines = ('CogVideoXPipeline',)
     channel_dim = 1
     side_multiple = 2
+    one_size = 'its denoiser has one table of positions for all rows.'
     frames, fps = 49, 8.0
 
     @property

@@ -22,6 +22,7 @@ class PixArtSpec(PictureSpec):
 
     pipelines = ('PixArtAlphaPipeline', 'PixArtSigmaPipeline')
     side_multiple = 2
+    one_size = 'its denoiser has one table of positions for all rows.'
 
     @property
     def default_text_length(self) -> int:
