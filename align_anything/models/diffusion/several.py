@@ -54,8 +54,8 @@ class Rows:
         return replace(self, lengths=lengths, tables=tuple(table[rows] for table in self.tables))
 
     def turning(self, sizes: Sequence[Tensor], tables: Sequence[Sequence[Tensor]]) -> Rows:
-        """Returns it with the tables `(tokens, …)` of each of the batches, those of prompts among them if they are."""
-        length = self.longest + self.text * self.text_first
+        """Returns it with the tables `(tokens, …)` of each batch, in which prompts may stand before samples."""
+        length = self.longest + len(tables[0][0]) - self.lengths[0]
         columns = (zip(own, sizes, strict=True) for own in zip(*tables, strict=True))
         by_row = ([table.expand(len(batch), *table.shape) for table, batch in own] for own in columns)
         return replace(self, tables=tuple(filled(own, length) for own in by_row))

@@ -19,7 +19,13 @@ def turned_as_complex(states: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(states.dtype)
 
 
-def samples_turned_in_pairs(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turns only as many tokens as the tables have, behind which prompts stand."""
+def first_turned_in_pairs(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turns as many tokens as the tables have, behind which prompts stand."""
     count = cosine.shape[1]
     return torch.cat([turned_in_pairs(states[:, :, :count], cosine, sine), states[:, :, count:]], 2)
+
+
+def last_turned_in_pairs(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turns as many tokens as the tables have, before which prompts stand."""
+    start = states.shape[2] - cosine.shape[1]
+    return torch.cat([states[:, :, :start], turned_in_pairs(states[:, :, start:], cosine, sine)], 2)

@@ -43,6 +43,10 @@ TAKING_SEVERAL = [
     'wan22_5b',
     'ltx',
     'hunyuan_video',
+    'cogvideox',
+    'cogvideox_5b',
+    'pixart',
+    'pixart_sigma',
 ]
 TEXTS = (PROMPT, 'the dog', 'a long prompt of a blue ball')
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from align_anything.models.diffusion.pictures import rows
 from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split, strips, unstrip
 from align_anything.models.diffusion.spec import Given
-from align_anything.models.diffusion.turning import samples_turned_in_pairs
+from align_anything.models.diffusion.turning import first_turned_in_pairs
 from align_anything.models.diffusion.videos import VideoSpec
 
 
@@ -51,7 +51,7 @@ class HunyuanVideoSpec(VideoSpec):
         conditions['pooled'] = torch.cat([own.conditions['pooled'] for own in given])
         length = conditions['text'].shape[1]
         tokens = [self.tokens(sample.shape[1:]) for sample in samples]
-        present = rows_of(samples, tokens, length, text=length, text_first=False, turn=samples_turned_in_pairs)
+        present = rows_of(samples, tokens, length, text=length, text_first=False, turn=first_turned_in_pairs)
         (embed,) = named(denoiser, 'rope')
         present = present.turning(samples, [embed(sample) for sample in samples])
         with kept_apart(present), replaced(denoiser, 'rope', 'forward', lambda sample: None):
