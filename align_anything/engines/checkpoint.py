@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,23 +164,27 @@ def together(final: Path, folder: Path) -> Iterator[None]:
     Within it, what fails on one rank alone must not leave others in a collective. `final` is the checkpoint that is
     written. An error that is none of the disk is raised as it is where it happened.
     """
-    failed: Exception | None = None
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
-        failed = error
-    why = '' if failed is None else _why(failed, folder)
-    found = [(number, told) for number, told in enumerate(all_gather_object(_told(failed, why, folder))) if told]
-    if failed is not None and not why:
-        raise failed
-    if found:
-        others = ', '.join(str(number) for number, _ in found[1:])
-        raise CheckpointError(
-            f'the checkpoint {final} is not complete: {found[0][1]} {f"So it is on rank {others}. " if others else ""}'
-            '--resume auto goes on from the checkpoint before it.'
-        ) from failed
+        why = _why(error, folder)
+        told = all_gather_object(_told(error, why, folder))
+        if not why:
+            raise
+        raise CheckpointError(_message(final, told)) from error
+    else:
+        told = all_gather_object('')
+        if any(told):
+            raise CheckpointError(_message(final, told))
+
+
+def _message(final: Path, told: Sequence[str]) -> str:
+    """What is wrong with a checkpoint, given what each rank says of its share; nothing is an empty text."""
+    first, *others = [number for number, words in enumerate(told) if words]
+    also = f'So it is on rank {", ".join(map(str, others))}. ' if others else ''
+    return f'the checkpoint {final} is not complete: {told[first]} {also}--resume auto goes on from the one before it.'
 
 
 def _why(error: Exception, folder: Path) -> str:
@@ -192,9 +196,7 @@ def _why(error: Exception, folder: Path) -> str:
     return f'{folder} cannot be written: the disk is full ({free} bytes are free). Free some space.'
 
 
-def _told(error: Exception | None, why: str, folder: Path) -> str:
-    if error is None:
-        return ''
+def _told(error: Exception, why: str, folder: Path) -> str:
     where = f'on rank {rank()} ({socket.gethostname()}), ' if world_size() > 1 else ''
     return where + (f'after {sum(_sizes(folder).values())} bytes of it, {why}' if why else f'{error!r}.')
 

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any, BinaryIO
 
 from align_anything.core.distributed import rank, world_size
+from align_anything.core.errors import TrainingError
 from align_anything.engines.checkpoint import begin_draft, fill, publish, together
 
 COPIED_AT_ONCE = 16 * 2**20
@@ -30,7 +31,7 @@ class Staged:
 
     def __init__(self, draft: Path, final: Path, manifest: Mapping[str, Any], files: Mapping[Path, BinaryIO]) -> None:
         self.draft, self.final, self.manifest = draft, final, manifest
-        self._failed: Exception | None = None
+        self._failed: Exception | None = TrainingError('the thread that writes it ended before its time.')
         self._thread = Thread(target=self._copy, args=(files,), name='checkpoint', daemon=True)
         self._thread.start()
 
@@ -60,7 +61,8 @@ class Staged:
         try:
             for name, source in files.items():
                 copy_durably(source, self.draft / name)
-        except Exception as error:  # Raised where all ranks learn of it.
+            self._failed = None
+        except OSError as error:  # Raised where all ranks learn of it.
             self._failed = error
         finally:
             for source in files.values():
