@@ -348,9 +348,9 @@ for some of their prompts.
 Each rank of a group runs the towers on its share of the row's images, videos and audio clips, by their sizes, and all
 get the features; embeddings are those of the whole row on each rank. A tower whose calls do not fall into single media
 (`tower_calls`, [extending.md](extending.md)) computes all of them on each rank, and the run says so. With fewer media
-than ranks, some ranks compute one for nothing. Router losses are those of the whole row. Dropout is drawn by each rank
-for itself. Refused are heads that N does not divide, padded rows, guided codes (`guidance_scale`), actions that are
-sampled at once, and rollouts beside the updates (`vllm_async`)."""
+than ranks, some ranks compute one for nothing. What is scored is spread evenly, wherever in the row it stands. Router
+losses are those of the whole row. Dropout is drawn by each rank for itself. Refused are heads that N does not divide,
+padded rows, actions that are sampled at once, and rollouts beside the updates (`vllm_async`)."""
 
 
 def _memory() -> str:

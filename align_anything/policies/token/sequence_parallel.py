@@ -1,8 +1,8 @@
 """Sequence parallelism: several ranks compute one row, each a share of its tokens, attention a share of its heads.
 
 Ranks of a group hold the same batch. Towers compute a share of its media each (`shared_towers.py`), embeddings see all
-of it; before the first layer of the language model each rank keeps its own tokens, and after the last one it scores the
-units that it has the states of. Around attention two exchanges turn a share of the tokens with all heads into all
+of it; before the first layer of the language model each rank keeps its own tokens, and after the last one it scores an
+equal share of the units. Around attention two exchanges turn a share of the tokens with all heads into all
 tokens with a share of the heads and back (DeepSpeed Ulysses: Jacobs et al., 2023, arXiv:2309.14509).
 """
 
@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,24 +57,32 @@ class Share:
         own = length // self.size
         return slice(self.number * own, (self.number + 1) * own)
 
-    def own(self, index: Tensor, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns which of its own `states` `(own tokens, size)` stand at `index` in the row, and the positions of
-        these among `index`; None for all of them.
+    def spread(self, index: Tensor, states: Tensor) -> tuple[Tensor, slice]:
+        """Returns the states at an equal share of `index` `(number,)`, and which of them these are.
+
+        `states` `(own tokens, size)` are those of this rank; what is scored may stand where another one has them all.
         """
         if self.group is None:
-            return index, None
-        start = self.number * len(states)
-        which = ((index >= start) & (index < start + len(states))).nonzero().flatten()
-        return index[which] - start, which
+            return states.index_select(0, index), slice(None)
+        number = len(index)
+        bounds = [number * rank // self.size for rank in range(self.size + 1)]
+        own, owner = slice(*bounds[self.number : self.number + 2]), index // len(states)
+        sent = [index[start:stop][owner[start:stop] == self.number] for start, stop in pairwise(bounds)]
+        wanted = torch.bincount(owner[own], minlength=self.size).tolist()
+        given = states.index_select(0, torch.cat(sent) - self.number * len(states))
+        received = self._exchange(given, wanted, [len(to) for to in sent])
+        # They come rank by rank.
+        return received.index_select(0, owner[own].argsort(stable=True).argsort()), own
 
-    def whole(self, values: Tensor, which: Tensor | None, number: int) -> Tensor:
+    def whole(self, values: Tensor, which: slice, number: int) -> Tensor:
         """Returns the `number` values of all ranks `(number, …)` from those at `which` that this one computed.
 
         Each rank's gradient goes to its own values.
         """
-        if which is None:
+        if self.group is None:
             return values
-        return self.summed(values.new_zeros((number, *values.shape[1:])).index_put((which,), values))
+        around = which.start, number - which.stop
+        return self.summed(nn.functional.pad(values, (*(0, 0) * (values.ndim - 1), *around)))
 
     def summed(self, tensor: Tensor) -> Tensor:
         """Returns the sum of what each rank computed. Each rank's gradient goes to its own."""
@@ -87,22 +96,24 @@ class Share:
         heads = tensor.shape[1]
         tensor = tensor if heads >= self.size else tensor.repeat_interleave(self.size // heads, dim=1)
         split = tensor[0].unflatten(0, (self.size, -1))
-        return self._exchanged(split).transpose(0, 1).flatten(1, 2)[None]
+        return self._exchange(split).transpose(0, 1).flatten(1, 2)[None]
 
     def to_tokens(self, tensor: Tensor) -> Tensor:
         """Returns `(1, length / size, heads, width)` from `(1, length, heads / size, width)`."""
         split = tensor[0].unflatten(0, (self.size, -1))
-        return self._exchanged(split).transpose(0, 1).flatten(1, 2)[None]
+        return self._exchange(split).transpose(0, 1).flatten(1, 2)[None]
 
     def heads(self, values: Tensor) -> Tensor:
         """Returns those of its own heads from numbers of all `(heads,)`."""
         return values.unflatten(0, (self.size, -1))[self.number]
 
-    def _exchanged(self, split: Tensor) -> Tensor:
+    def _exchange(self, given: Tensor, wanted: list[int] | None = None, sent: list[int] | None = None) -> Tensor:
+        """What each rank sends this one of its rows, rank by rank; equally many where their numbers are not said."""
         from torch.distributed.nn.functional import all_to_all_single
 
-        split = split.contiguous()
-        return all_to_all_single(torch.empty_like(split), split, group=self.group)
+        rows = len(given) if wanted is None else sum(wanted)
+        received = given.new_empty(rows, *given.shape[1:])
+        return all_to_all_single(received, given.contiguous(), wanted, sent, group=self.group)
 
 
 class _Sum(torch.autograd.Function):
