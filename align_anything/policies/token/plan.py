@@ -71,9 +71,6 @@ def _require_shareable(cfgs: RunCfgs, spec: FamilySpec, layout: str, ranks: int)
         ),
         f'it needs rows without padding, and this run has the layout {layout} with attn_implementation '
         f'{cfgs.model_cfgs.attn_implementation}': layout == 'padded' or cfgs.model_cfgs.attn_implementation != 'sdpa',
-        'codes that ride beside tokens are scored by states of other ranks': (
-            spec.codes is not None and spec.codes.further > 0
-        ),
     }
     problems = [f'train_cfgs.sequence_parallel_size = {ranks}: {why}.' for why, holds in reasons.items() if holds]
     if problems:
