@@ -258,6 +258,14 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
                 'Set it to False.'
             ]
         )
+    train = resolved.cfgs.train_cfgs
+    if train.torch_compile and train.max_length_per_batch is not None:
+        raise SettingsError(
+            [
+                'train_cfgs.torch_compile: samples of several sizes in one call (train_cfgs.max_length_per_batch) are '
+                'kept apart outside of what torch.compile sees; leave one of both out.'
+            ]
+        )
     if spec.no_checkpointing and resolved.cfgs.train_cfgs.activation_offloading:
         raise SettingsError(
             [f'train_cfgs.activation_offloading: {spec.model_type} trains without. {spec.no_checkpointing}']
