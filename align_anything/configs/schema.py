@@ -177,6 +177,18 @@ class TrainCfgs(Cfgs):
         description='Computes the MLP of each layer of the language model in so many pieces of the row, and each again '
         'in the backward pass, which keeps one of them at a time. For long rows; gated MLPs only, no experts.',
     )
+    torch_compile: bool = Field(
+        False,
+        description='Compiles the layers of the language model, or the blocks of a denoiser, one by one with '
+        'torch.compile, for rows of any length. Not under ZeRO-3. Layers that cannot be compiled train without, which '
+        'is told.',
+    )
+    use_liger_kernel: bool = Field(
+        False,
+        description='Computes norms, rotations and gated MLPs of a language model by kernels of Liger (pip install '
+        '"align-anything[liger]"), where it has them for the family; losses stay ours. It needs a GPU: without one, or '
+        'for other families, the run computes without, which is told.',
+    )
     learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
     lr_scheduler_type: ScheduleType = Field(
         'cosine', description='Shape of the learning rate over the optimizer steps of the run.'

@@ -15,14 +15,21 @@ from align_anything.models.work import share_of_experts
 
 
 def activations_of(
-    model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: Checkpointing | None, tiles: int = 1
+    model: nn.Module,
+    spec: FamilySpec,
+    tokens: int,
+    width: int,
+    recomputes: Checkpointing | None,
+    tiles: int = 1,
+    fused: bool = False,
 ) -> float:
     """About how many bytes of the language model `tokens` hold until the backward pass, `width` bytes to a number.
 
     What goes into and out of each of its matrices is counted, of experts those that are chosen, and twice what goes
     into a norm; activation functions keep about as much as layers share of that. The head works in chunks and keeps
     nothing. Layers that are computed again keep their input, or it waits in host memory, and all of one layer at a time
-    (Chen et al., 2016, arXiv:1604.06174). MLPs in `tiles` keep their input, and one tile is there at a time.
+    (Chen et al., 2016, arXiv:1604.06174). MLPs in `tiles` keep their input, and one tile is there at a time. Norms that
+    are `fused` keep what goes into them once, and MLPs nothing of their activation function.
     """
     named = [(name, component_of(name, spec.components), weight) for name, weight in model.named_parameters()]
     if not any(weight.requires_grad for _, component, weight in named if component != SCORE_HEAD):
@@ -35,7 +42,10 @@ def activations_of(
     for name, component, weight in named:
         if component == 'language_model' and id(weight) not in unread and not name.endswith('bias'):
             # What is not a matrix scales what a norm has made of its input.
-            numbers = sum(weight.shape[-2:]) * prod(weight.shape[:-2]) if weight.ndim > 1 else 2 * weight.numel()
+            of_norm = (1 if fused else 2) * weight.numel()
+            numbers = sum(weight.shape[-2:]) * prod(weight.shape[:-2]) if weight.ndim > 1 else of_norm
+            if fused and name.endswith(('.mlp.down_proj.weight', '.mlp.down_proj.base_layer.weight')):
+                numbers -= weight.shape[-1]
             each += numbers * (chosen if '.experts.' in name else 1)
             in_mlps += numbers * ('.mlp.' in name)
     layers = text.num_hidden_layers

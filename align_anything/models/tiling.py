@@ -35,7 +35,7 @@ def tile_mlps(model: nn.Module, component_of: Callable[[str], str], tiles: int) 
 
 
 def layers_of(model: nn.Module, component_of: Callable[[str], str], setting: str) -> nn.ModuleList:
-    """Returns the layers of the language model, for a setting that is off at 1.
+    """Returns the layers of the language model, for a setting of `train_cfgs`.
 
     Raises ModelError where it is not known which they are.
     """
@@ -48,7 +48,7 @@ def layers_of(model: nn.Module, component_of: Callable[[str], str], setting: str
     if len(found) != 1:
         raise ModelError(
             f'{type(model).__name__} has {len(found)} lists of {number} layers in its language model, and it is not '
-            f'known which of them train_cfgs.{setting} should be in force for: set it to 1.'
+            f'known which of them train_cfgs.{setting} should be in force for: leave it out.'
         )
     return found[0]
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
     'tests/invariants/test_eight_bits.py': 'first steps of 8-bit AdamW in tests/engines/test_optim.py',
+    'tests/invariants/test_compiling.py': 'what falls back in tests/models/test_compiling.py',
     'tests/invariants/test_tiling.py': 'gradients of tiles in tests/models/test_tiling.py',
     'tests/learning/test_acting.py': 'the lesson of PPO, and runs in tests/trainers/test_environments.py',
     'tests/learning/test_drawn.py': 'tests/contract/test_emitting_docs.py, whose commands teach a model to draw',

@@ -287,9 +287,14 @@ def _written_out(
     return F.dropout(shares, dropout) @ value
 
 
-def register_segment_attention() -> None:
-    """Makes `segment` known to transformers; calling it again changes nothing."""
+def register_segment_attention(compiled: bool = False) -> None:
+    """Makes `segment` known to transformers, `compiled` for layers that torch.compile compiles.
+
+    Those leave it out of what they compile, or each row would be compiled anew for its spans.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+    AttentionInterface.register(
+        SEGMENT_ATTENTION, torch.compiler.disable(segment_attention) if compiled else segment_attention
+    )
     AttentionMaskInterface.register(SEGMENT_ATTENTION, segment_mask)

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
-from align_anything.core.logging import get_logger
 from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
@@ -22,8 +21,6 @@ from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
 from align_anything.policies.token.selfcheck import windows_of
 from align_anything.policies.token.varlen import HALF
-
-logger = get_logger(__name__)
 
 FLASH = {
     'flash_attention_2': ('flash_attn', "flash-attn (pip install 'align-anything[flash-attn]')"),
@@ -142,16 +139,15 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> s
     return asked
 
 
-def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
+def fit_attention(model: PreTrainedModel, collate: TokenCollator, compiled: bool = False) -> None:
     """Makes a model that was just loaded attend as the layout of its batches asks, with one rotary table.
 
-    Raises ModelError if it cannot.
+    `compiled` says whether its layers will be compiled. Raises ModelError if it cannot.
     """
     fix_rope_tables(model, collate.spec.max_length)
     if not collate.pads and collate.segmented:
-        register_segment_attention()
+        register_segment_attention(compiled)
         set_text_attention(model, SEGMENT_ATTENTION)
-        logger.info('attention of rows without padding: %s', kernel_of_rows(collate.spec, model.dtype))
 
 
 def kernel_of_rows(spec: FamilySpec, dtype: torch.dtype) -> str:

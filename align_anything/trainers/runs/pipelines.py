@@ -14,6 +14,7 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
+from align_anything.models.compiling import repeated_blocks, told_of_layers
 from align_anything.models.diffusion.activations import kept_for_backward
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
@@ -35,6 +36,7 @@ from align_anything.policies.denoising.noise import Noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.compiled import compile_if_asked
 from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.settings import checkpointing_of, dtype_of
 
@@ -44,7 +46,7 @@ SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('group_by_length', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
-    *(f'train_cfgs.{key}' for key in ('sequence_parallel_size', 'mlp_tiles')),
+    *(f'train_cfgs.{key}' for key in ('sequence_parallel_size', 'mlp_tiles', 'use_liger_kernel')),
     *(f'train_cfgs.{key}' for key in ('unfreeze_patterns', 'code_loss_over', 'reference_cache_dir')),
     *(f'data_cfgs.{key}' for key in ('train_on', 'emitted_loss_weights', 'drop_truncated', 'sample_cache_dir')),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
@@ -188,6 +190,8 @@ def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> n
         with torch.device('meta'):
             model = _with_head(spec, model)
     model = model.to(dtype_of(cfgs))
+    if cfgs.train_cfgs.torch_compile:
+        repeated_blocks(model)
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
 
 
@@ -236,7 +240,13 @@ def _with_head(spec: DiffusionSpec, denoiser: nn.Module) -> DenoiserForScore:
 
 
 def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:
-    """Nothing is left to do before an engine takes a denoiser."""
+    """Has the blocks of a denoiser compiled before an engine takes it, where the settings ask."""
+    compile_if_asked(cfgs, config, lambda: repeated_blocks(model))
+
+
+def kernels(cfgs: RunCfgs, collate: DenoisingCollator, model: nn.Module) -> dict[str, str]:
+    """What computes, by what it is called, where settings decide it."""
+    return {'torch.compile': told_of_layers(repeated_blocks(model))} if cfgs.train_cfgs.torch_compile else {}
 
 
 def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
@@ -246,6 +256,14 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
             [
                 'data_cfgs.streaming: the rows of a stream cannot be encoded before training, and pipelines need that. '
                 'Set it to False.'
+            ]
+        )
+    train = resolved.cfgs.train_cfgs
+    if train.torch_compile and train.max_length_per_batch is not None:
+        raise SettingsError(
+            [
+                'train_cfgs.torch_compile: samples of several sizes in one call (train_cfgs.max_length_per_batch) are '
+                'kept apart outside of what torch.compile sees; leave one of both out.'
             ]
         )
     if spec.no_checkpointing and resolved.cfgs.train_cfgs.activation_offloading:
