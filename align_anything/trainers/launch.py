@@ -70,10 +70,12 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
 def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Path | None:
     """Does what the settings ask for. Returns the folder of what was trained, None where nothing was.
 
-    Raises TrainingError for a disk that is full, and as all that a run consists of.
+    Raises TrainingError for a disk that is full, and as all that a run consists of. Of several ranks, one that is gone
+    ends them all.
     """
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
+    from align_anything.engines.watch import watched
     from align_anything.trainers.runs.composing import with_composed
     from align_anything.trainers.runs.dry_run import dry_run
     from align_anything.trainers.runs.generate import generate
@@ -82,23 +84,24 @@ def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: S
     from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.scoring import score
 
-    try:
-        if algorithm.generates and not algorithm.trains:
-            generate(pair, resolved)
+    with watched():
+        try:
+            if algorithm.generates and not algorithm.trains:
+                generate(pair, resolved)
+                return None
+            resolved = with_model_defaults(with_composed(resolved))
+            if resolved.dry_run:
+                dry_run(pair, resolved)
+            elif not algorithm.trains:
+                score(pair, resolved)
+            else:
+                return (train_online if algorithm.generates else train)(pair, resolved, callbacks)
             return None
-        resolved = with_model_defaults(with_composed(resolved))
-        if resolved.dry_run:
-            dry_run(pair, resolved)
-        elif not algorithm.trains:
-            score(pair, resolved)
-        else:
-            return (train_online if algorithm.generates else train)(pair, resolved, callbacks)
-        return None
-    except OSError as error:
-        problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)
-        if not problem:
-            raise
-        raise TrainingError(problem) from error
+        except OSError as error:
+            problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)
+            if not problem:
+                raise
+            raise TrainingError(problem) from error
 
 
 def settings_of(

@@ -31,7 +31,8 @@ def vllm_servers(
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                # One that has processes of its own ends them.
+                os.kill(process, signal.SIGTERM if options else signal.SIGKILL)
             os.waitpid(process, 0)
 
 

@@ -55,7 +55,7 @@ from align_anything.trainers.runs.checkpoints import EMA, Checkpoints
 from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.eval_tasks import EvalTasks, metrics_of
-from align_anything.trainers.runs.output_folder import check_unused
+from align_anything.trainers.runs.output_folder import check_unused, require_shared
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 logger = get_logger(__name__)
@@ -113,6 +113,7 @@ def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     output_dir = make_folders(cfgs, algorithm)
     check_tracker(cfgs.logger_cfgs.log_type)
     join_process_group()
+    require_shared(output_dir, 'logger_cfgs.output_dir', 'Checkpoints are written by all ranks into one folder')
     engine_config(cfgs)
     check_reference(cfgs, algorithm)
     metrics = metrics_of(cfgs, pair)
