@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import httpx2
@@ -65,6 +66,7 @@ class Servers:
                 socket_options=KEPT_ALIVE,
             ),
         )
+        self._workers: dict[str, int] = {}
         unreached = [problem for url in self.asked if (problem := self._unreached(url))]
         if unreached:
             raise SettingsError(unreached)
@@ -148,8 +150,11 @@ class Servers:
 
     def _joined(self, backend: str) -> Any:
         host, port = address_seen_from(self.fed[0])
-        member = {'host': host, 'port': port, 'size': len(self.fed) + 1, 'backend': backend}
-        messages = [pack({**member, 'rank': number}, {}) for number in range(1, member['size'])]
+        # Each worker of a server is a member, in the order of servers.
+        *firsts, size = accumulate((self._workers[url] for url in self.fed), initial=1)
+        member = {'host': host, 'port': port, 'size': size, 'backend': backend}
+        how = {'model': self.source, 'options': dataclasses.asdict(self.options)}
+        messages = [pack({**member, **how, 'rank': first}, {}) for first in firsts]
         answers = _begun(lambda: self._all(self.fed, '/group', messages))
         # A thread has its own current device.
         device = torch.cuda.device(torch.cuda.current_device()) if backend == 'nccl' else nullcontext()
@@ -197,7 +202,10 @@ class Servers:
                 f'{start} cannot be reached ({type(error).__name__}: {error}): start python -m '
                 'align_anything.rollouts.vllm_server there.'
             )
-        return None if answer.status_code == 200 else f'{start} answered {answer.status_code} to /health.'
+        if answer.status_code != 200:
+            return f'{start} answered {answer.status_code} to /health.'
+        self._workers[url] = answer.json().get('workers', 1)
+        return None
 
 
 def _begun(work: Callable[[], T]) -> Future[T]:

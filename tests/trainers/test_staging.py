@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from align_anything.cli.leaves import find_run
 from align_anything.engines import staging
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.fsdp_engine import FSDPEngine
 from align_anything.trainers.loops.offline import OfflineLoop
+from align_anything.trainers.loops.online import OnlineLoop
 from tests.trainers.runs import Ended, die, run, sft, succeed, text_rows, write_rows
 from tests.trainers.test_resume import assert_same, checkpoints_in, killed
 
@@ -158,6 +161,43 @@ def test_the_next_checkpoint_and_the_end_wait_for_the_one_before(
     assert [one.code for one in ended] == [0, 0], ended[0].output
     assert f'waiting for the checkpoint {output}/slice_1, which is still being written' in ended[1].output
     assert checkpoints_in(output) == ['slice_1', 'slice_2', 'slice_3', 'slice_end']
+
+
+def test_online_and_stopped_by_sigterm(tiny: Callable[..., Path], memory: dict[str, str], tmp_path: Path) -> None:
+    """A run of GRPO is what it is without staging, and what it has saved as it is stopped is complete as it ends."""
+    (tmp_path / 'rewards.py').write_text(
+        'def brief(completions):\n    return [float(item.length) for item in completions]\n'
+    )
+    rows, grpo = write_rows(tmp_path / 'rows.jsonl', text_rows(12)), find_run('text_to_text', 'grpo')[1]
+    online = {'num_generations': 2, 'per_device_prompt_batch_size': 1, 'per_device_train_batch_size': 2}
+    online |= {
+        'reward_functions': f'[{tmp_path}/rewards.py:brief]',
+        'max_new_tokens': 5,
+        'max_steps': 6,
+        'num_workers': 0,
+    }
+
+    def argv(name: str, *more: object, **changes: object) -> list[str]:
+        return sft(tmp_path / name, tiny('qwen2'), rows, *more, **{**online, **SAVES, **changes})
+
+    def before(rank: int) -> None:
+        inner = OnlineLoop._step
+
+        def step(self: OnlineLoop, loaded: Any) -> bool:
+            if rank == 1 and self.progress.step + 1 == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(self, loaded)
+
+        OnlineLoop._step = step
+
+    succeed(argv('whole'), RANKS, algorithm=grpo)
+    ended = run(argv('run', **memory), RANKS, before=before, algorithm=grpo)
+    assert [one.code for one in ended] == [143] * RANKS, ended[0].output
+    assert checkpoints_in(tmp_path / 'run') == ['slice_2', 'slice_3']
+    written = succeed(argv('run', '--resume', 'auto', **memory), RANKS, algorithm=grpo)
+    assert f'resumed from {tmp_path}/run/slice_3 after' in written
+    assert_same(tmp_path / 'whole', tmp_path / 'run')
+    assert checkpoints_in(tmp_path / 'run') == ['slice_3', 'slice_4', 'slice_end']
 
 
 def test_killed_in_the_middle_of_writing(

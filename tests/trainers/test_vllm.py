@@ -143,7 +143,7 @@ def test_ranks_generate_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tm
         ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
         (
             {'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2},
-            'generates on one device',
+            'generates on devices of its own',
         ),
         (
             {'use_vllm': True, 'generation_batch_size': 2},
