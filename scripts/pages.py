@@ -343,8 +343,14 @@ counts. Frozen references, reward models and critics are shared among ranks too.
 model for a part of the tokens, and attention for a part of the heads. It needs `layout` packed or shared_prefix and
 heads that N divides; every algorithm, stage, adapter and medium goes with it, and gradients are those of one rank.
 Ranks of a group have the same rows, so that a step has `world size / N` times the micro-batch; online, each generates
-for some of their prompts. Towers and embeddings see the whole row on each rank. Qwen3-VL, Qwen3-Omni and Gemma 4, which
-do something with all tokens between their layers, codes beside tokens (CSM) and router losses are refused."""
+for some of their prompts.
+
+Each rank of a group runs the towers on its share of the row's images, videos and audio clips, by their sizes, and all
+get the features; embeddings are those of the whole row on each rank. A tower whose calls do not fall into single media
+(`tower_calls`, [extending.md](extending.md)) computes all of them on each rank, and the run says so. With fewer media
+than ranks, some ranks compute one for nothing. Router losses are those of the whole row. Dropout is drawn by each rank
+for itself. Refused are heads that N does not divide, padded rows, guided codes (`guidance_scale`), actions that are
+sampled at once, and rollouts beside the updates (`vllm_async`)."""
 
 
 def _memory() -> str:

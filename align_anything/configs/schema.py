@@ -147,7 +147,9 @@ class TrainCfgs(Cfgs):
         description='Fills each micro-batch of a device to this many tokens, media included, instead of to '
         'per_device_train_batch_size samples, with nearly equal work on all devices. Every row is encoded once '
         'more to learn what it takes: before training, or a little ahead of it when streaming. In online '
-        'training an optimizer step has as many responses as without it, and its micro-batches are filled with those.',
+        'training an optimizer step has as many responses as without it, and its micro-batches are filled with those. '
+        'The tokens of a pipeline are those that its denoiser makes of latents, as many for each sample as the longest '
+        'of the micro-batch has.',
     )
     group_by_length: bool = Field(
         False,

@@ -15,6 +15,7 @@ import httpx2
 import torch
 from torch import Tensor
 
+from align_anything.core.connections import KEPT_ALIVE
 from align_anything.core.distributed import all_gather_object, barrier, rank, world_size
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
@@ -57,8 +58,12 @@ class Servers:
         self._holding = threading.Lock()
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS),
-            # Each request that is on its way has one.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+            transport=httpx2.HTTPTransport(
+                # Each request that is on its way has one.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                # A server may generate for long, but not without its host.
+                socket_options=KEPT_ALIVE,
+            ),
         )
         unreached = [problem for url in self.asked if (problem := self._unreached(url))]
         if unreached:

@@ -15,6 +15,7 @@ from align_anything.models.checkpointing import ALL_LAYERS, Checkpointing
 from align_anything.models.diffusion.families import spec_class
 from align_anything.models.diffusion.library import component_class, quiet, require_diffusers
 from align_anything.models.diffusion.opening import skeleton
+from align_anything.models.diffusion.several import remembered
 
 if TYPE_CHECKING:
     from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
@@ -174,7 +175,7 @@ def enable_gradient_checkpointing(denoiser: nn.Module, spec: DiffusionSpec, how:
     reason = spec.no_checkpointing
     if not reason:
         try:
-            denoiser.enable_gradient_checkpointing(how.function)
+            denoiser.enable_gradient_checkpointing(remembered(how.function))
             return
         except ValueError as error:
             reason = str(error)

@@ -127,7 +127,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     # Of the largest micro-batch, and of one of a single row: tokens, or samples that are denoised.
     largest, least = cfgs.train_cfgs.max_length_per_batch or 0, 0
     if spec.unit == 'denoising step':
-        largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else len(batch.inputs.sample)
+        largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else batch.inputs.rows
         least = -(-largest // cfgs.train_cfgs.per_device_train_batch_size)
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):

@@ -26,6 +26,7 @@ from align_anything.models.diffusion.lora import apply_lora
 from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora, put_saved_lora
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.diffusion.work import work_of_tokens
 from align_anything.models.trainable import require_trainable
 from align_anything.policies.base import Policy
 from align_anything.policies.denoising.collator import DenoisingCollator
@@ -42,7 +43,7 @@ EMBEDDED = 3.5
 SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 OF_TOKENS = (
-    *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
+    *(f'train_cfgs.{key}' for key in ('group_by_length', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
     *(f'train_cfgs.{key}' for key in ('sequence_parallel_size', 'mlp_tiles')),
     *(f'train_cfgs.{key}' for key in ('unfreeze_patterns', 'code_loss_over', 'reference_cache_dir')),
     *(f'data_cfgs.{key}' for key in ('train_on', 'emitted_loss_weights', 'drop_truncated', 'sample_cache_dir')),
@@ -64,19 +65,18 @@ OF_TOKENS = (
 def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Algorithm) -> DenoisingCollator:
     """The collator of the run's policy. Raises SettingsError for noise that the process does not have."""
     noise = noise_of(cfgs, spec)
+    work = (1.0, 0.0) if cfgs.train_cfgs.max_length_per_batch is None else work_of_tokens(spec)
+    several = cfgs.train_cfgs.max_length_per_batch is not None and not spec.one_size
+    collate = DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, several=several, work=work)
     if algorithm.scores == 'units':
         embedded = cfgs.diffusion_cfgs.embedded_guidance
         guidance = Guidance(embedded=EMBEDDED if embedded is None else embedded)
-        return DenoisingCollator(
-            spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec.process), guidance=guidance
-        )
-    if not algorithm.generates:
-        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
-    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
+        return replace(collate, kernel=kernel_of(cfgs, spec.process), guidance=guidance)
     guidance = guidance_of(cfgs, spec, algorithm)
-    return DenoisingCollator(
-        spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts
-    )
+    if not algorithm.generates:
+        return replace(collate, guidance=guidance)
+    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
+    return replace(collate, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts)
 
 
 def evaluating(cfgs: RunCfgs, collate: DenoisingCollator) -> DenoisingCollator:
