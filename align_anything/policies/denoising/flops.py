@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from align_anything.core.flops import Flops
+from align_anything.core.counting import Counting
+from align_anything.core.flops import Flops, of_update
 from align_anything.models.trainable import count
 from align_anything.policies.denoising.collator import DenoisingInputs
 
 DENOISER = 'denoiser'
-ON_CPU = '_scaled_dot_product_flash_attention_for_cpu'
 
 
 class Calls:
@@ -67,19 +65,16 @@ class Calls:
     def flops(self, inputs: DenoisingInputs, model: nn.Module, guided: bool, recomputes: float) -> dict[str, Flops]:
         """Returns the operations of an update on rows of these shapes; none where none were computed yet.
 
-        Convolutions and matrices have a gradient as far as their weights train. What follows no prompt goes forward
-        alone.
+        What follows no prompt goes forward alone.
         """
         found = self._forward(inputs)
         if found is None:
             return {}
-        products, attention = found
         every = sum(count(parameter) for parameter in model.parameters())
         trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
-        forward = products + attention
-        backward = products * (1 + trained / every) + 2 * attention if trained else 0.0
-        weak = forward if guided and inputs.unconditional is not None else 0.0
-        return {DENOISER: Flops(forward + weak, backward, forward * recomputes if trained else 0.0)}
+        own = of_update(*found, trained / every, recomputes)
+        weak = own.forward if guided and inputs.unconditional is not None else 0.0
+        return {DENOISER: own + Flops(weak)}
 
 
 def _elements(sizes: Sequence[DenoisingInputs]) -> tuple[float, float]:
@@ -91,25 +86,3 @@ def _elements(sizes: Sequence[DenoisingInputs]) -> tuple[float, float]:
 def _shapes(inputs: DenoisingInputs) -> Any:
     conditions = sorted((name, tuple(value.shape[1:])) for name, value in inputs.conditions.items())
     return tuple(inputs.sample.shape[1:]), tuple(conditions)
-
-
-class Counting(TorchDispatchMode):
-    """Adds up the operations of matrix products and convolutions, and of attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.products = self.attention = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            number = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-            # Between two activations there is no weight.
-            if 'attention' in packet.__name__ or 'bmm' in packet.__name__:
-                self.attention += number
-            else:
-                self.products += number
-        elif packet.__name__ == ON_CPU:
-            self.attention += sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
-        return out

@@ -97,10 +97,10 @@ def estimate_memory(
     )
 
 
-def average_memory(model: nn.Module, config: Mapping[str, Any]) -> Memory:
-    """What an average of the trained weights takes, in float32 where the weights are."""
+def average_memory(model: nn.Module, config: Mapping[str, Any], ranks: int | None = None) -> Memory:
+    """What an average of the trained weights takes, in float32 where the weights are; `ranks` as above."""
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    ranks = world_size() if partitions_weights(config) else 1
+    ranks = (world_size() if ranks is None else ranks) if partitions_weights(config) else 1
     return Memory(0.0 if offloads_parameters(config) else trained * torch.float32.itemsize / ranks)
 
 
