@@ -118,7 +118,7 @@ def test_a_rank_that_computes_slowly_is_named_though_all_wait_in_collectives(slo
     said, elsewhere = run_ranks(body, 2)
     assert len(said) == slow and not elsewhere
     assert all(
-        re.match(r'rank 1 on node-1 holds the others up: it computes [23]\.\d times as long', text) for text in said
+        re.match(r'rank 1 on node-1 holds the others up: it computes [234]\.\d times as long', text) for text in said
     )
 
 
