@@ -293,10 +293,11 @@ _MORE_MEMORY = """## What else takes memory
 ## When it does not fit
 
 In this order, each costing more than the one before: `gradient_checkpointing`, a smaller `per_device_train_batch_size`
-with more `gradient_accumulation_steps`, `--use_lora True`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with
-more devices, `optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `bnb_cfgs`
-(4 bits under an adapter), `activation_offloading`, and the files with `offload`, which move states to the CPU. A
-smaller micro-batch changes no gradient.
+with more `gradient_accumulation_steps`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with more devices,
+`optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `ema_on_cpu` where there
+is an average, `--use_lora True`, `bnb_cfgs` (4 bits under an adapter), `activation_offloading`, `mlp_tiles`, and the
+files with `offload`, which move states to the CPU. A smaller micro-batch changes no gradient. `--dry_run` advises what
+of these a run does not have yet and what spares something of it, one after the other until it fits.
 
 Where memory is left, `gradient_checkpointing_every_n_layers: 2` recomputes every second layer of each stack only, and
 the others keep their activations. `activation_offloading` brings the inputs of recomputed layers into host memory until
@@ -342,8 +343,14 @@ counts. Frozen references, reward models and critics are shared among ranks too.
 model for a part of the tokens, and attention for a part of the heads. It needs `layout` packed or shared_prefix and
 heads that N divides; every algorithm, stage, adapter and medium goes with it, and gradients are those of one rank.
 Ranks of a group have the same rows, so that a step has `world size / N` times the micro-batch; online, each generates
-for some of their prompts. Towers and embeddings see the whole row on each rank. Qwen3-VL, Qwen3-Omni and Gemma 4, which
-do something with all tokens between their layers, codes beside tokens (CSM) and router losses are refused."""
+for some of their prompts.
+
+Each rank of a group runs the towers on its share of the row's images, videos and audio clips, by their sizes, and all
+get the features; embeddings are those of the whole row on each rank. A tower whose calls do not fall into single media
+(`tower_calls`, [extending.md](extending.md)) computes all of them on each rank, and the run says so. With fewer media
+than ranks, some ranks compute one for nothing. Router losses are those of the whole row. Dropout is drawn by each rank
+for itself. Refused are heads that N does not divide, padded rows, guided codes (`guidance_scale`), actions that are
+sampled at once, and rollouts beside the updates (`vllm_async`)."""
 
 
 def _memory() -> str:
@@ -364,7 +371,8 @@ def _memory() -> str:
 def _bytes(weights: float, method: str, ranks: int) -> float:
     stage = int(method[-1]) if 'ZeRO' in method else 0
     trained = weights if method.startswith('full') else ADAPTER * weights
-    width = 0.5 if '4 bits' in method else 2
+    # With the scales of blocks, in 8 bits themselves.
+    width = 0.516 if '4 bits' in method else 2
     return (
         weights * width / (ranks if stage == 3 else 1)
         + 2 * trained / (ranks if stage >= 2 else 1)

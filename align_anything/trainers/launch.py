@@ -15,7 +15,7 @@ from align_anything.algorithms.base import Algorithm, find_algorithm, known_algo
 from align_anything.configs.layers import Call
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import AlignAnythingError, SettingsError, TrainingError
+from align_anything.core.errors import AlignAnythingError, CheckpointError, SettingsError, TrainingError
 from align_anything.core.files import disk_problem
 from align_anything.core.lazy import LazyMapping
 from align_anything.core.logging import get_logger
@@ -53,7 +53,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
         start(pair, algorithm, sys.argv[1:] if argv is None else argv, os.environ)
     except AlignAnythingError as error:
         # Every rank finds the same settings wrong; what goes wrong later may concern one rank alone.
-        if is_main() or not isinstance(error, SettingsError):
+        if is_main() or not isinstance(error, (SettingsError, CheckpointError)):
             logger.error('%s:\n%s', type(error).__name__, error)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt as error:

@@ -46,6 +46,7 @@ ONLY_EXTENDED = {
     'tests/rollouts/test_vllm_episodes.py': 'episodes of transformers in tests/rollouts/test_episodes.py',
     'tests/trainers/test_environments_vllm.py': 'runs of transformers in tests/trainers/test_environments.py',
     'tests/trainers/test_lost_ranks.py': 'ranks that are killed or raise in tests/engines/test_watch.py',
+    'tests/trainers/test_staging.py': 'what is written and told in tests/engines/test_staging.py, and test_resume.py',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from align_anything.cli.leaves import find_run
+from align_anything.core.errors import SettingsError
+from align_anything.trainers.runs import online
 from tests.trainers.runs import lines, run, sft, succeed, text_rows, weights, write_rows
 from tests.trainers.test_online import argv, folder  # noqa: F401
 from tests.trainers.test_resume import assert_same, dies_in_step, killed
@@ -73,3 +77,18 @@ def test_what_cannot_be_shared_is_said_before_a_model_loads(changes, words, tiny
     for ended in run(sft(tmp_path / 'run', tiny('llama'), rows, **changes), ranks=2)[:1]:
         assert ended.code != 0
         assert words in ' '.join(ended.output.split())
+
+
+@pytest.mark.parametrize(
+    ('model', 'vllm', 'words'),
+    [({'guidance_scale': 3.0}, False, 'guidance_scale'), ({'guidance_scale': 1.0}, True, 'vllm_async')],
+)
+def test_what_ranks_that_share_rows_cannot_sample_is_said(model, vllm, words) -> None:
+    for size in (1, 2):
+        cfgs = SimpleNamespace(
+            train_cfgs=SimpleNamespace(sequence_parallel_size=size),
+            model_cfgs=SimpleNamespace(**model),
+            vllm_cfgs=SimpleNamespace(vllm_async=vllm),
+        )
+        with nullcontext() if size == 1 else pytest.raises(SettingsError, match=words):
+            online._check_shared(cfgs)

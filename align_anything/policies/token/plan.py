@@ -74,9 +74,6 @@ def _require_shareable(cfgs: RunCfgs, spec: FamilySpec, layout: str, ranks: int)
         ),
         f'it needs rows without padding, and this run has the layout {layout} with attn_implementation '
         f'{cfgs.model_cfgs.attn_implementation}': layout == 'padded' or cfgs.model_cfgs.attn_implementation != 'sdpa',
-        'codes that ride beside tokens are scored by states of other ranks': (
-            spec.codes is not None and spec.codes.further > 0
-        ),
     }
     problems = [f'train_cfgs.sequence_parallel_size = {ranks}: {why}.' for why, holds in reasons.items() if holds]
     if problems:
@@ -154,13 +151,16 @@ def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
     if not collate.pads and collate.segmented:
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)
-        logger.info('attention of rows without padding: %s', _kernel(model.dtype))
+        logger.info('attention of rows without padding: %s', kernel_of_rows(collate.spec, model.dtype))
 
 
-def _kernel(dtype: torch.dtype) -> str:
-    if torch.cuda.is_available() and dtype in HALF:
-        return "torch's kernel of variable lengths, by segment where it lacks something (soft caps, sinks, media)"
-    return 'by segment, with sdpa'
+def kernel_of_rows(spec: FamilySpec, dtype: torch.dtype) -> str:
+    """Says what computes attention of rows without padding in `dtype`, by segment or in one call."""
+    if not (torch.cuda.is_available() and dtype in HALF):
+        return 'by segment, with sdpa'
+    if spec.config.get_text_config(decoder=True).to_dict().get('attn_logit_softcapping') is not None:
+        return 'FlexAttention with soft caps, compiled at the first rows'
+    return "torch's kernel of variable lengths, by segment where it lacks something (sinks, media)"
 
 
 def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:

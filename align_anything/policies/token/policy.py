@@ -84,12 +84,15 @@ class TokenPolicy(nn.Module):
         inputs, (own,) = batch.inputs, codes.kinds.values()
         first = codes.rows_of(inputs.targets) - own.first[0]
         frames = torch.cat([first[:, None], inputs.arguments[FURTHER].flatten(0, 1)[inputs.target_index]], dim=1)
-        states = hidden.index_select(0, inputs.score_index)
-        if len(frames):
-            return model.further_logprobs(states, frames)
-        # Every rank runs the network: here on a frame that counts for nothing.
-        blank = frames.new_zeros(1, 1 + codes.further)
-        return (0.0 * model.further_logprobs(hidden[:1], blank))[:0] + 0.0 * hidden.sum()
+        share = self._hidden.share_of(batch)
+        index, which = share.own(inputs.score_index, hidden)
+        if len(index):
+            values = model.further_logprobs(hidden.index_select(0, index), frames if which is None else frames[which])
+        else:
+            # Every rank runs the network: here on a frame that counts for nothing.
+            blank = frames.new_zeros(1, 1 + codes.further)
+            values = (0.0 * model.further_logprobs(hidden[:1], blank))[:0] + 0.0 * hidden.sum()
+        return share.whole(values, which, len(frames))
 
     def allowed(self, targets: Tensor, rows: int) -> Tensor | None:
         """Returns which of the ids below `rows` each target is scored among, `(N, rows)` bool; None for all of them."""

@@ -1,15 +1,17 @@
 """Sequence parallelism: several ranks compute one row, each a share of its tokens, attention a share of its heads.
 
-Ranks of a group hold the same batch. Embeddings and towers see all of it; before the first layer of the language model
-each rank keeps its own tokens, and after the last one it scores the units that it has the states of. Around attention
-two exchanges turn a share of the tokens with all heads into all tokens with a share of the heads and back (DeepSpeed
-Ulysses: Jacobs et al., 2023, arXiv:2309.14509).
+Ranks of a group hold the same batch. Towers compute a share of its media each (`shared_towers.py`), embeddings see all
+of it; before the first layer of the language model each rank keeps its own tokens, and after the last one it scores the
+units that it has the states of. Around attention two exchanges turn a share of the tokens with all heads into all
+tokens with a share of the heads and back (DeepSpeed Ulysses: Jacobs et al., 2023, arXiv:2309.14509).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +24,12 @@ from align_anything.models.tiling import layers_of
 
 SEGMENTS = 'segments'
 """The name under which layers are called with the attention plan of a row."""
-ALONG = {'position_embeddings': -2, 'position_ids': -1, 'cache_position': 0}
+STATES = 'hidden_states'
+ALONG = {STATES: 1, 'per_layer_input': 1, 'position_embeddings': -2, 'position_ids': -1, 'cache_position': 0}
 """Which dimension of what layers are called with goes along the tokens."""
+ADDED_AT, ADDED = 'visual_pos_masks', 'deepstack_visual_embeds'
+"""Under which names a language model is called with features that it adds to states between its layers (deepstack):
+where, `(1, length)` bool, and what, for each of these layers `(such tokens, size)`."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ class Share:
         """
         if which is None:
             return values
-        mine = values.new_zeros((number, *values.shape[1:])).index_put((which,), values)
-        return _Sum.apply(mine, self.group)
+        return self.summed(values.new_zeros((number, *values.shape[1:])).index_put((which,), values))
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of what each rank computed. Each rank's gradient goes to its own."""
+        return tensor if self.group is None else _Sum.apply(tensor, self.group)
 
     def to_heads(self, tensor: Tensor) -> Tensor:
         """Returns `(1, heads / size, length, width)` from `(1, heads, length / size, width)`.
@@ -116,32 +125,55 @@ def share_layers(model: PreTrainedModel, component_of: Callable[[str], str], sha
     `component_of` says of a name of a parameter which component it belongs to. Raises ModelError where it is not known
     which layers they are.
     """
-    for layer in layers_of(model, component_of, 'sequence_parallel_size'):
-        layer.register_forward_pre_hook(_Kept(share), with_kwargs=True)
+    layers = layers_of(model, component_of, 'sequence_parallel_size')
+    for layer in layers:
+        layer.register_forward_pre_hook(_Kept(layer, share), with_kwargs=True)
+    owner = next(module for module in model.modules() if any(child is layers for child in module.children()))
+    owner.register_forward_pre_hook(partial(_keep_added, share), with_kwargs=True)
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Kept:
     """Keeps of what a layer is called with the tokens of this rank."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, layer: nn.Module, share: Share) -> None:
+        # What comes first are the states, whatever they are called.
+        _, *self.names = inspect.signature(layer.forward).parameters
         self.share = share
 
-    def __call__(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        plan = kwargs.get(SEGMENTS)
-        if plan is None or plan.share.group is None:
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        length = _length(kwargs)
+        if length is None:
             return None
-        length = plan.spans[-1].stop
         own = self.share.slice(length)
 
-        def kept(value: Any, dim: int) -> Any:
+        def kept(name: str, value: Any) -> Any:
             if isinstance(value, Tensor):
+                dim = ALONG[name]
                 return value.narrow(dim, own.start, own.stop - own.start) if value.shape[dim] == length else value
             if isinstance(value, Mapping):
-                return {key: kept(one, dim) for key, one in value.items()}
-            return tuple(kept(one, dim) for one in value) if isinstance(value, tuple) else value
+                return {key: kept(name, one) for key, one in value.items()}
+            return tuple(kept(name, one) for one in value) if isinstance(value, tuple) else value
 
-        hidden, *rest = args
-        kwargs = {name: kept(value, ALONG[name]) if name in ALONG else value for name, value in kwargs.items()}
-        return (kept(hidden, 1), *rest), kwargs
+        given = {**dict(zip([STATES, *self.names], args, strict=False)), **kwargs}
+        cut = {name: kept(name, value) if name in ALONG else value for name, value in given.items()}
+        return tuple(cut.values())[: len(args)], {name: cut[name] for name in kwargs}
+
+
+def _keep_added(share: Share, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    """Keeps of what a language model adds to states between its layers what is added to those of this rank."""
+    length = _length(kwargs)
+    if length is None or kwargs.get(ADDED) is None:
+        return None
+    where, own = kwargs[ADDED_AT], share.slice(length)
+    before, mine = int(where[:, : own.start].sum()), int(where[:, own].sum())
+    added = [features.narrow(0, before, mine) for features in kwargs[ADDED]]
+    return args, {**kwargs, ADDED_AT: where[:, own], ADDED: added}
+
+
+def _length(kwargs: Mapping[str, Any]) -> int | None:
+    """The tokens of the row that a call is for; None where ranks do not share it."""
+    plan = kwargs.get(SEGMENTS)
+    return None if plan is None or plan.share.group is None else plan.spans[-1].stop

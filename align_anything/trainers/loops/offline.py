@@ -103,10 +103,12 @@ class OfflineLoop(Loop):
         counted = (*(key for key in COUNTED if key in told), *by_source(told))
         local = {key: float(sum(batch.stats.get(key, 0) for batch in loaded.batches)) for key in counted}
         skipped = [item for batch in loaded.batches for item in batch.skipped]
-        extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
+        asked = {'stop': float(self.stop_asked()), 'written': self._vote()}
+        extras = {**local, 'skipped': float(len(skipped)), **asked}
         with self._timing() if self._reports_at(progress.step + 1) else nullcontext():
             result = self.engine.train_step(loaded.batches, self.objective, self.roles, extras)
         took = loaded.waited + time.perf_counter() - started
+        self._written(result.extras['written'])
         progress.step += 1
         progress.step_in_epoch += 1
         progress.cursor = self.training.sampler.cursor(progress.epoch, progress.step_in_epoch)

@@ -195,6 +195,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         'console': TrainingConsole(steps, progress.step),
         'skips': SkipReport(run.output_dir, progress.skipped, progress.filtered),
         'save': checkpoints.save,
+        'writing': None if checkpoints.staging_dir is None else checkpoints,
         'ema': checkpoints.averages.get(EMA),
         'stop_asked': StopSignal(),
         'watchers': run.watchers,
@@ -220,6 +221,7 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> Path:
     """
     with closing(loop):
         finished = loop.run()
+    checkpoints.conclude()
     loop.skips.conclude()
     if run.progress.empty:
         logger.warning(
@@ -257,6 +259,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
         'diffusion_cfgs.prepared_dir': cfgs.diffusion_cfgs.prepared_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
         'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
+        'logger_cfgs.checkpoint_staging_dir': cfgs.logger_cfgs.checkpoint_staging_dir,
     }
     for setting, folder in caches.items():
         if folder is not None:

@@ -12,6 +12,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.family import FamilySpec
 from align_anything.rewards.base import Reward
+from align_anything.trainers.loops.splitting import exchanges
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator, open_scorer
 from align_anything.trainers.runs.roles import ModelJudge
@@ -36,6 +37,15 @@ def open_judges(
         scorer = judging_engine(cfgs, spec, pair, algorithm, asked.source)
         train = cfgs.train_cfgs
         size = train.per_device_train_batch_size if algorithm.trains else train.per_device_eval_batch_size
-        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
+        judge = ModelJudge(
+            asked.source,
+            scorer,
+            spec,
+            size,
+            spec.max_length,
+            asked.unread_score,
+            budget=train.max_length_per_batch,
+            exchanges=exchanges(cfgs),
+        )
         rewards.append(Reward(name, weight, judge, judge.unread))
     return rewards

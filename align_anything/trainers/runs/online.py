@@ -144,14 +144,18 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
 
 
 def _check_shared(cfgs: OnlineRunCfgs) -> None:
-    """Raises SettingsError where ranks that share rows would exchange responses beside their updates."""
-    if cfgs.train_cfgs.sequence_parallel_size > 1 and cfgs.vllm_cfgs.vllm_async:
-        raise SettingsError(
-            [
-                'train_cfgs.sequence_parallel_size: ranks that share rows exchange what each generated, which they '
-                'cannot while they update: leave vllm_cfgs.vllm_async out.'
-            ]
-        )
+    """Raises SettingsError for what ranks that share rows cannot do, with reasons."""
+    if cfgs.train_cfgs.sequence_parallel_size == 1:
+        return
+    reasons = {
+        'ranks that share rows exchange what each generated, which they cannot while they update: leave '
+        'vllm_cfgs.vllm_async out.': cfgs.vllm_cfgs.vllm_async,
+        'the state that predicts a code without its prompt may be that of another rank: leave '
+        'model_cfgs.guidance_scale out.': cfgs.model_cfgs.guidance_scale not in (None, 1),
+    }
+    problems = [f'train_cfgs.sequence_parallel_size: {why}' for why, holds in reasons.items() if holds]
+    if problems:
+        raise SettingsError(problems)
 
 
 def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:

@@ -13,7 +13,6 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
-from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_config import needs_every_parameter, partitions_weights, zero_stage
 from align_anything.models import router, structure
 from align_anything.models.action_space import keep_action_space
@@ -141,17 +140,9 @@ def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Al
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
     """The weight of the router loss in each step; a critic's model need not be a mixture of experts."""
-    coefficient = router.router_coefficient(
+    return router.router_coefficient(
         model, None if algorithm.scores == 'units' else cfgs.train_cfgs.router_aux_loss_coef
     )
-    if coefficient and cfgs.train_cfgs.sequence_parallel_size > 1:
-        raise SettingsError(
-            [
-                'train_cfgs.sequence_parallel_size: the router loss is one of all tokens of a row, and each rank has '
-                'some of them; set train_cfgs.router_aux_loss_coef: 0.'
-            ]
-        )
-    return coefficient
 
 
 def load(
