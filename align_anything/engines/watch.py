@@ -186,7 +186,10 @@ class Watch:
         }
         with suppress(OSError):
             _send(self._link, claim)
-        self._judged.wait(SILENCE + DOUBT_SECONDS)
+        end = time.monotonic() + SILENCE + DOUBT_SECONDS
+        # Where the hub has ended well already, nobody judges.
+        while not self._judged.wait(0.1) and self._thread.is_alive() and time.monotonic() < end:
+            pass
         verdict = self._verdict
         if verdict is not None and verdict.rank != rank() and not isinstance(error, AlignAnythingError):
             self._out.set()
@@ -217,7 +220,8 @@ class Watch:
             self._link.shutdown(socket.SHUT_WR)
         if self._speaks(verdict):
             sentence = f'{self._members[verdict.rank].called(verdict.rank)} {verdict.cause}'
-            logger.error('TrainingError:\n%s\n%s', sentence, GO_ON)
+            # What was raised says itself what to do.
+            logger.error('TrainingError:\n%s', f'{sentence}\n{GO_ON}' if verdict.lost else sentence)
         # Who fails by the end of another rank, and not in a call that waits for it, still closes what it has open.
         self._out.wait(OUT_SECONDS)
         if self._left.is_set() or verdict.rank == rank() or isinstance(self._own, AlignAnythingError):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from align_anything.core.flops import Flops
 from align_anything.core.logging import get_logger
+from align_anything.trainers.loops import meter
 from align_anything.trainers.loops.meter import LOOKED_AT, TIMED, TIMED_EVERY, Meter
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import lines, sft, succeed, text_rows, write_rows
@@ -50,10 +51,10 @@ def listening() -> Iterator[list[str]]:
 
 def warned(seconds: dict[str, float], work: float = 1.0, reports: int = LOOKED_AT + 3) -> list[str]:
     """The warnings of this rank when every step takes ten seconds."""
-    meter = Meter()
+    own = Meter()
     with listening() as found:
         for _ in range(reports):
-            meter.read(Flops(work), 1.0, 10.0, seconds)
+            own.read(Flops(work), 1.0, 10.0, seconds)
     return found
 
 
@@ -106,20 +107,44 @@ def test_a_rank_that_computes_slowly_is_named_though_all_wait_in_collectives(slo
                 return super().forward(given)
 
         socket.gethostname = lambda: f'node-{rank}'
-        meter, model = Meter(), nn.Sequential(Layer(2, 2), Layer(2, 2))
+        own, model = Meter(), nn.Sequential(Layer(2, 2), Layer(2, 2))
         with listening() as found:
             for _ in range(TIMED_EVERY * TIMED):
-                with meter.timing(model):
+                with own.timing(model):
                     model(torch.zeros(1, 2))
                     dist.barrier()
-                meter.read(Flops(1.0), 1.0, 10.0, {'data': 0.0})
+                own.read(Flops(1.0), 1.0, 10.0, {'data': 0.0})
         return found
 
     said, elsewhere = run_ranks(body, 2)
     assert len(said) == slow and not elsewhere
     assert all(
-        re.match(r'rank 1 on node-1 holds the others up: it computes [23]\.\d times as long', text) for text in said
+        re.match(r'rank 1 on node-1 holds the others up: it computes [234]\.\d times as long', text) for text in said
     )
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    'engine', [{'ds_cfgs': 'ds_z3_config.json'}, {'engine': 'fsdp', 'ds_cfgs': None}], ids=['z3', 'fsdp']
+)
+def test_a_slow_rank_is_named_where_each_layer_waits_for_weights(
+    engine: dict[str, str | None], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    def slows(rank: int) -> None:
+        meter.TELLING = 0.0
+        forward = nn.Linear.forward
+
+        def slowly(self: nn.Linear, given: Tensor) -> Tensor:
+            time.sleep(0.004)
+            return forward(self, given)
+
+        if rank == 1:
+            nn.Linear.forward = slowly
+
+    rows = write_rows(tmp_path / 'rows.jsonl', text_rows(64))
+    steps = TIMED_EVERY * TIMED
+    told = succeed(sft(tmp_path / 'run', tiny('llama'), rows, max_steps=steps, **engine), 2, before=slows)
+    assert f'rank 1 on {socket.gethostname()} holds the others up: it computes' in told
 
 
 def test_a_run_tells_its_operations_and_writes_a_profile(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -163,6 +163,10 @@ class Loop:
         if stop or self._saves_now(before):
             self._save_checkpoint(with_state=stop or train.save_checkpoint)
         return not stop
+
+    def _timing(self) -> AbstractContextManager[None]:
+        """Around the updates of the policy in a step that is reported: what they take of each rank's own time."""
+        return nullcontext() if self.meter is None else self.meter.timing(self.engine.policy.model)
 
     @property
     def copies(self) -> int:

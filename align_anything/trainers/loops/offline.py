@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from align_anything.core.distributed import gathered_lists, rank
@@ -105,7 +105,7 @@ class OfflineLoop(Loop):
         skipped = [item for batch in loaded.batches for item in batch.skipped]
         asked = {'stop': float(self.stop_asked()), 'written': self._vote()}
         extras = {**local, 'skipped': float(len(skipped)), **asked}
-        with self._timing():
+        with self._timing() if self._reports_at(progress.step + 1) else nullcontext():
             result = self.engine.train_step(loaded.batches, self.objective, self.roles, extras)
         took = loaded.waited + time.perf_counter() - started
         self._written(result.extras['written'])
@@ -123,10 +123,6 @@ class OfflineLoop(Loop):
 
     def _reports_at(self, step: int) -> bool:
         return step % self.cfgs.logger_cfgs.log_interval == 0 or step == self.steps
-
-    def _timing(self) -> AbstractContextManager[None]:
-        told = self.meter is not None and self._reports_at(self.progress.step + 1)
-        return self.meter.timing(self.engine.policy.model) if told else nullcontext()
 
     def _report(self, result: StepResult, loaded: LoaderStep, took: float) -> None:
         extras, step = result.extras, self.progress.step

@@ -132,8 +132,7 @@ class OnlineLoop(Loop):
         self.rollouts.sleep()
         within, most = usable(generated, self.cfgs), self.algorithm.per_device_prompt_batch_size
         trained = self._learn_from(informative_first(within, most) if self.algorithm.further_batches else within)
-        timed = nullcontext() if self.meter is None else self.meter.timing(self.engine.policy.model)
-        with self._clock('update'), timed:
+        with self._clock('update'), self._timing():
             results, values = self._update(trained)
             if self.old is not None:
                 self.old.follow(self.algorithm.old_decay(self.old.updates + 1))
