@@ -50,6 +50,8 @@ run() {
 TEXT=(--model_name_or_path "${WORK}/text" --model_max_length 2048)
 TAUGHT=(--train_datasets "${WORK}/text.jsonl" --train_template Instruction --max_length_per_batch 16384)
 run text_packed text_to_text sft "${TEXT[@]}" "${TAUGHT[@]}" --layout packed
+run text_compiled text_to_text sft "${TEXT[@]}" "${TAUGHT[@]}" --layout packed --torch_compile True \
+    --ds_cfgs ds_z2_config.json
 run text_padded text_to_text sft "${TEXT[@]}" "${TAUGHT[@]}" --layout padded
 run image_packed text_image_to_text sft --model_name_or_path "${WORK}/image" --train_datasets "${WORK}/image.jsonl" \
     --train_template Messages --layout packed --max_length_per_batch 16384 --model_max_length 4096

@@ -293,10 +293,11 @@ _MORE_MEMORY = """## What else takes memory
 ## When it does not fit
 
 In this order, each costing more than the one before: `gradient_checkpointing`, a smaller `per_device_train_batch_size`
-with more `gradient_accumulation_steps`, `--use_lora True`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with
-more devices, `optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `bnb_cfgs`
-(4 bits under an adapter), `activation_offloading`, and the files with `offload`, which move states to the CPU. A
-smaller micro-batch changes no gradient.
+with more `gradient_accumulation_steps`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with more devices,
+`optimizer: adamw_8bit` (moments in 8 bits: 2 bytes a weight, not 8; it needs the extra `bnb`), `ema_on_cpu` where there
+is an average, `--use_lora True`, `bnb_cfgs` (4 bits under an adapter), `activation_offloading`, `mlp_tiles`, and the
+files with `offload`, which move states to the CPU. A smaller micro-batch changes no gradient. `--dry_run` advises what
+of these a run does not have yet and what spares something of it, one after the other until it fits.
 
 Where memory is left, `gradient_checkpointing_every_n_layers: 2` recomputes every second layer of each stack only, and
 the others keep their activations. `activation_offloading` brings the inputs of recomputed layers into host memory until
@@ -306,6 +307,26 @@ are computed once more in the backward pass, gradients are the same, and all tha
 piece. It is for gated MLPs of language models; experts are refused. `--dry_run` counts these three, and the log of a
 run tells what is in force. A frozen reference leaves the device with
 `reference_ds_cfgs: ds_z3_offload_config.json`, whose layers come one by one.
+
+## Layers that are compiled, and kernels of Liger
+
+`torch_compile` has torch.compile compile the layers of the language model, or the blocks that repeat in a denoiser,
+one by one: below their hooks, under the names that their weights have, and for the policy, its critics and its frozen
+copies alike. A layer is compiled for one length, then for all; attention of rows without padding, whose spans differ
+in each row, stays outside, and so does what is generated token by token. With `gradient_checkpointing`,
+`activation_offloading`, adapters, `sequence_parallel_size` and both engines it may be; ZeRO-3, which gathers the
+weights of a layer in several pieces, `mlp_tiles`, `use_liger_kernel`, and of denoisers `max_length_per_batch` beside
+it are errors before a model loads, and so are models of which it is not known which layers repeat. What cannot be
+compiled after all (no compiler, say) trains plain, with one warning that says why, as does what comes after 16 forms
+of a layer. Dropout draws other numbers, and a resumed run agrees with one that was not interrupted to rounding, no
+longer to the bit. Here gradients were compared with plain layers on CPUs, compiled by g++; what it wins on a GPU has
+not been measured, and `--dry_run` counts activations as without it.
+
+`use_liger_kernel` (the extra `liger`) gives a language model the norms, rotations and gated MLPs that liger-kernel
+has for its family; its losses are not used, since scores are made in chunks here. Without a GPU, or for a family that
+it does not know, the run computes without, and the log and `--dry_run` say so. `--dry_run` counts that norms and
+activation functions keep less. Its kernels have not run on a GPU here: whole models are compared by Triton's
+interpreter on CPUs, forward and backward, and `scripts/gpu_check.sh` compares them on a device.
 
 ## ZeRO++
 
@@ -345,8 +366,14 @@ counts. Frozen references, reward models and critics are shared among ranks too.
 model for a part of the tokens, and attention for a part of the heads. It needs `layout` packed or shared_prefix and
 heads that N divides; every algorithm, stage, adapter and medium goes with it, and gradients are those of one rank.
 Ranks of a group have the same rows, so that a step has `world size / N` times the micro-batch; online, each generates
-for some of their prompts. Towers and embeddings see the whole row on each rank. Qwen3-VL, Qwen3-Omni and Gemma 4, which
-do something with all tokens between their layers, codes beside tokens (CSM) and router losses are refused."""
+for some of their prompts.
+
+Each rank of a group runs the towers on its share of the row's images, videos and audio clips, by their sizes, and all
+get the features; embeddings are those of the whole row on each rank. A tower whose calls do not fall into single media
+(`tower_calls`, [extending.md](extending.md)) computes all of them on each rank, and the run says so. With fewer media
+than ranks, some ranks compute one for nothing. What is scored is spread evenly, wherever in the row it stands. Router
+losses are those of the whole row. Dropout is drawn by each rank for itself. Refused are heads that N does not divide,
+padded rows, actions that are sampled at once, and rollouts beside the updates (`vllm_async`)."""
 
 
 def _memory() -> str:
@@ -367,7 +394,8 @@ def _memory() -> str:
 def _bytes(weights: float, method: str, ranks: int) -> float:
     stage = int(method[-1]) if 'ZeRO' in method else 0
     trained = weights if method.startswith('full') else ADAPTER * weights
-    width = 0.5 if '4 bits' in method else 2
+    # With the scales of blocks, in 8 bits themselves.
+    width = 0.516 if '4 bits' in method else 2
     return (
         weights * width / (ranks if stage == 3 else 1)
         + 2 * trained / (ranks if stage >= 2 else 1)

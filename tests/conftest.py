@@ -37,6 +37,10 @@ from tests.harness.tiers import COUNTS, LONG, Together, count_tiers  # noqa: E40
 from tests.harness.times import Times  # noqa: E402
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # The first backward pass starts a thread for each device, and no rank that is forked beside such threads can have
+    # one. Some libraries bring devices along that are none: none of them has been imported yet.
+    torch.zeros((), requires_grad=True).backward()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -63,6 +63,10 @@ class KLReward(PolicyGradient, Reference):
         return bool(self.kl_coeff or self.kl_loss_coeff)
 
     @property
+    def reads_old(self) -> bool:
+        return bool(self.kl_coeff) or super().reads_old
+
+    @property
     def kl_in_loss(self) -> tuple[float, str]:
         return self.kl_loss_coeff, self.kl_loss_estimator
 
@@ -80,9 +84,9 @@ class KLReward(PolicyGradient, Reference):
         return kl_coeff
 
     def kl_of(self, experience: Experience) -> Tensor:
-        """The estimated divergence at each token, `(N,)`; zeros without a reference."""
-        if experience.reference is None:
-            return experience.logprobs.new_zeros(len(experience.logprobs))
+        """The estimated divergence at each token, `(N,)`; zeros where none is taken off the reward."""
+        if not self.kl_coeff:
+            return experience.scores.new_zeros(len(experience.segments))
         return KL_ESTIMATORS[self.kl_estimator](experience.logprobs, experience.reference)
 
 

@@ -34,7 +34,8 @@ class Experience:
         groups: the prompt that each response belongs to, `(R,)`.
         segments: the response of each token, `(N,)`.
         finished: whether the policy ended each response, `(R,)` bool; else it was clipped at the length limit.
-        logprobs: of each token under the policy that sampled it, by the trainer, `(N,)`.
+        logprobs: of each token under the policy that sampled it, by the trainer, `(N,)`; None where the algorithm
+            reads none before the update.
         reference: the same under the reference, where the algorithm asks for one, `(N,)`.
         values: the value of each critic before each token, `(N,)`, by the critic's role.
         bootstrap: the bootstrap value of each response by each critic, `(R,)`, by the critic's role, where the
@@ -49,7 +50,7 @@ class Experience:
     groups: Tensor
     segments: Tensor
     finished: Tensor
-    logprobs: Tensor
+    logprobs: Tensor | None
     reference: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
     bootstrap: Mapping[str, Tensor] = field(default_factory=dict)
@@ -119,6 +120,11 @@ class Online(Algorithm):
     def corrects(self) -> bool:
         """Whether the loss corrects for responses being sampled by other log-probabilities than the trainer's."""
         return False
+
+    @property
+    def reads_old(self) -> bool:
+        """Whether it reads the scores of the policy that sampled before the first update, which has the same."""
+        return 'old' in self.companions
 
     @property
     def weighed_kinds(self) -> Collection[str]:

@@ -416,27 +416,34 @@ def plan_run(
     response: Annotated[int, typer.Option(min=1, help='Tokens of a response.')] = 512,
     images: Annotated[int, typer.Option(min=0, help='Pictures of a prompt.')] = 0,
     image_size: Annotated[
-        int, typer.Option('--image_size', '--image-size', min=14, help='Pixels of a side of each.')
-    ] = 448,
+        int | None,
+        typer.Option('--image_size', '--image-size', min=14, help='Pixels of a side of each, and of what is written.'),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=0, help='Frames of a video, in the prompt or written.')] = 0,
+    seconds: Annotated[float, typer.Option(min=0, help='Of a sound, in the prompt or written.')] = 0.0,
     rows: Annotated[int, typer.Option(min=1, help='Prompts of an optimizer step, over all devices.')] = 64,
     generations: Annotated[int, typer.Option(min=1, help='Responses to a prompt, where they are generated.')] = 8,
+    steps: Annotated[int, typer.Option(min=1, help='Denoising steps of a rollout.')] = 10,
     lora: Annotated[bool, typer.Option('--lora', help='Train adapters.')] = False,
+    qlora: Annotated[bool, typer.Option('--qlora', help='Train adapters over weights in 4 bits.')] = False,
+    ema: Annotated[bool, typer.Option('--ema', help='Keep an average of the weights of a denoiser.')] = False,
     efficiency: Annotated[
         float, typer.Option(min=0.01, max=1, help='Share of what a device can do at best that training reaches.')
     ] = 0.5,
     network: Annotated[float, typer.Option(min=0.1, help='GB/s of a device to other machines.')] = 50.0,
 ) -> None:
     """Plan a run on paper, without a model: what fits, and how long a step would take (docs/planning.md)."""
-    from align_anything.cli.planning import device_named, planned, shown
+    from align_anything.cli.planning import device_named, planner_of, shown
     from align_anything.trainers.launch import quieten_libraries
-    from align_anything.trainers.runs.planning import Asked
+    from align_anything.trainers.runs.planning.subject import Asked
 
     quieten_libraries()
     asked = Asked(
-        gpus, gpu_memory, device_named(device), prompt, response, images, image_size, rows, generations, lora,
-        efficiency, network,
+        gpus, gpu_memory, device_named(device), prompt=prompt, response=response, images=images, image_size=image_size,
+        frames=frames, seconds=seconds, rows=rows, generations=generations, steps=steps, use_lora=lora or qlora,
+        use_bnb=qlora, ema=ema, efficiency=efficiency, network=network,
     )  # fmt: skip
-    for what in shown(planned(model, pair, algorithm, asked), asked):
+    for what in shown(planner_of(model, pair, algorithm, asked), asked):
         _show(what)
 
 

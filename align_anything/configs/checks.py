@@ -53,6 +53,8 @@ def _check_engine(cfgs: RunCfgs) -> Iterator[Problem]:
         yield ('train_cfgs.adam_betas',), 'must lie from 0 up to, not including, 1'
     if train.engine == 'fsdp':
         yield from _check_fsdp(cfgs)
+    if train.torch_compile:
+        yield from _check_compiling(cfgs)
     own = train.model_dump()
     precision = 'bf16' if train.bf16 else 'fp16' if train.fp16 else 'fp32'
     for key, dtype in (('ds_cfgs', 'auto'), ('reference_ds_cfgs', own.get('reference_dtype'))):
@@ -79,6 +81,34 @@ def _check_fsdp(cfgs: RunCfgs) -> Iterator[Problem]:
         )
     if cfgs.bnb_cfgs.use_bnb:
         yield ('bnb_cfgs.use_bnb', engine), 'FSDP2 shards no quantised weights here; leave it out, or take deepspeed'
+
+
+def _check_compiling(cfgs: RunCfgs) -> Iterator[Problem]:
+    train, key = cfgs.train_cfgs, 'train_cfgs.torch_compile'
+    if train.mlp_tiles > 1:
+        yield (
+            (key, 'train_cfgs.mlp_tiles'),
+            'compiles whole layers, and mlp_tiles computes their MLPs again piece by piece; leave one of them out',
+        )
+    if train.use_liger_kernel:
+        yield (
+            (key, 'train_cfgs.use_liger_kernel'),
+            'fuses what kernels of Liger compute, and would compile each layer anew for them; leave one of them out',
+        )
+    if train.engine == 'deepspeed' and _zero_stage(train.ds_cfgs) == 3:
+        yield (
+            (key, 'train_cfgs.ds_cfgs'),
+            'compiles whole layers, of which ZeRO-3 gathers one module after another; take ds_cfgs: '
+            'ds_z2_config.json, or engine: fsdp, which shares weights too',
+        )
+
+
+def _zero_stage(file: str) -> int:
+    """The stage of a DeepSpeed file, 0 of one that is broken, which is told elsewhere."""
+    try:
+        return load_deepspeed_config(file).get('zero_optimization', {}).get('stage', 0)
+    except SettingsError:
+        return 0
 
 
 def _file_problems(file: str, precision: str, decider: str) -> Iterator[str]:

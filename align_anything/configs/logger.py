@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from align_anything.configs.base import Cfgs
-from align_anything.configs.effects import Effects, excludes
+from align_anything.configs.effects import Effects, excludes, needs
 
 
 class LoggerCfgs(Cfgs):
@@ -15,6 +15,7 @@ class LoggerCfgs(Cfgs):
 
     takes_effect: ClassVar[Effects] = {
         'overwrite_output_dir': excludes('train_cfgs.resume'),
+        'checkpoint_staging_dir': needs('logger_cfgs.save_total_limit'),
     }
 
     log_type: Literal['tensorboard', 'wandb', 'clearml', 'mlflow', 'swanlab', 'none'] = Field(
@@ -39,6 +40,12 @@ class LoggerCfgs(Cfgs):
     )
     save_total_limit: int = Field(
         1, ge=0, description='How many checkpoints are kept; the oldest is deleted first. 0 saves none.'
+    )
+    checkpoint_staging_dir: str | None = Field(
+        None,
+        description='Writes checkpoints while training goes on: they are made in this folder, in memory (/dev/shm) or '
+        'on a fast disk of each machine, from where a thread copies them to output_dir. null writes there at once, as '
+        'it does the best and the trained model in any case.',
     )
     log_interval: PositiveInt = Field(1, description='Optimizer steps between two lines of metrics.')
     peak_tflops: PositiveFloat | None = Field(

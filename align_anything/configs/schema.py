@@ -147,7 +147,9 @@ class TrainCfgs(Cfgs):
         description='Fills each micro-batch of a device to this many tokens, media included, instead of to '
         'per_device_train_batch_size samples, with nearly equal work on all devices. Every row is encoded once '
         'more to learn what it takes: before training, or a little ahead of it when streaming. In online '
-        'training an optimizer step has as many responses as without it, and its micro-batches are filled with those.',
+        'training an optimizer step has as many responses as without it, and its micro-batches are filled with those. '
+        'The tokens of a pipeline are those that its denoiser makes of latents, as many for each sample as the longest '
+        'of the micro-batch has.',
     )
     group_by_length: bool = Field(
         False,
@@ -174,6 +176,18 @@ class TrainCfgs(Cfgs):
         1,
         description='Computes the MLP of each layer of the language model in so many pieces of the row, and each again '
         'in the backward pass, which keeps one of them at a time. For long rows; gated MLPs only, no experts.',
+    )
+    torch_compile: bool = Field(
+        False,
+        description='Compiles the layers of the language model, or the blocks of a denoiser, one by one with '
+        'torch.compile, for rows of any length. Not under ZeRO-3. Layers that cannot be compiled train without, which '
+        'is told.',
+    )
+    use_liger_kernel: bool = Field(
+        False,
+        description='Computes norms, rotations and gated MLPs of a language model by kernels of Liger (pip install '
+        '"align-anything[liger]"), where it has them for the family; losses stay ours. It needs a GPU: without one, or '
+        'for other families, the run computes without, which is told.',
     )
     learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
     lr_scheduler_type: ScheduleType = Field(

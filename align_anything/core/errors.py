@@ -42,6 +42,10 @@ class TrainingError(AlignAnythingError):
     """A run that must stop: non-finite loss, too many skipped samples, a failed self-check."""
 
 
+class CheckpointError(TrainingError):
+    """A checkpoint that some rank cannot write: every rank raises it in the same words, and the main one tells it."""
+
+
 class RewardError(AlignAnythingError):
     """A reward function or service that is unknown, cannot work on these rows, or gave no usable numbers."""
 

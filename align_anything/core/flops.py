@@ -36,6 +36,18 @@ class Flops:
         return Flops(self.forward)
 
 
+def of_update(products: float, attention: float, trained: float, recomputes: float) -> Flops:
+    """Returns the operations of an update, given those of a forward pass in matrices and convolutions, and attention.
+
+    These have a gradient as far as their weights train, of which `trained` is the share. `recomputes` is that of the
+    forward pass which the backward pass computes again.
+    """
+    forward = products + attention
+    if not trained:
+        return Flops(forward)
+    return Flops(forward, products * (1 + trained) + 2 * attention, forward * recomputes)
+
+
 @dataclass(frozen=True)
 class Accelerator:
     """What the data sheet of a device says.

@@ -6,7 +6,8 @@ A formatter makes a `Conversation`; a family encodes it into an `Example`; a pol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
@@ -319,6 +320,10 @@ class Example:
         return len(self.prompt) + sum(len(piece) for response in self.responses for piece in response.sequences)
 
 
+UNLIKE = 'of several kinds'
+"""The kind of what is of several kinds."""
+
+
 class Cost(NamedTuple):
     """What an Example, or several in one micro-batch, take: counted so that costs add up in any layout.
 
@@ -328,6 +333,7 @@ class Cost(NamedTuple):
         work: its share of the computation, in the policy's own unit, which ranks even out.
         unmatched_rows, unmatched_length: the same of the responses of other rows, which have a pass of their own.
         towers: how much of the work is that of towers, which read media before everything else.
+        kind: what everything in a micro-batch must be alike in, such as the size of samples; None where nothing is.
     """
 
     rows: int
@@ -336,14 +342,18 @@ class Cost(NamedTuple):
     unmatched_rows: int = 0
     unmatched_length: int = 0
     towers: float = 0.0
+    kind: Hashable = None
 
     @property
     def size(self) -> int:
-        """Its share of `max_length_per_batch`; for token policies the tokens of its larger forward pass."""
+        """Its share of `max_length_per_batch`: the tokens of its larger forward pass; unlimited for unlike kinds."""
+        if self.kind == UNLIKE:
+            return sys.maxsize
         return max(self.rows * self.length, self.unmatched_rows * self.unmatched_length)
 
     def beside(self, other: Cost) -> Cost:
         """Returns what both take in one micro-batch."""
+        kind = other.kind if self.kind is None else self.kind
         return Cost(
             self.rows + other.rows,
             max(self.length, other.length),
@@ -351,6 +361,7 @@ class Cost(NamedTuple):
             self.unmatched_rows + other.unmatched_rows,
             max(self.unmatched_length, other.unmatched_length),
             self.towers + other.towers,
+            kind if other.kind in (None, kind) else UNLIKE,
         )
 
 

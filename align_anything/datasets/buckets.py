@@ -35,17 +35,17 @@ class BucketSampler(Sampler):
 
     def steps_in(self, epoch: int) -> int:
         """Optimizer steps of that epoch."""
-        return -(-len(self._plan(epoch)) // self.shape.accumulation)
+        return -(-len(self.plan(epoch)) // self.shape.accumulation)
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int]]:
         """Yields this rank's lists of indices, exactly `accumulation` for each optimizer step."""
-        plan, shape = self._plan(epoch), self.shape
+        plan, shape = self.plan(epoch), self.shape
         yield from (rows[shape.rank :: shape.world_size] for rows in plan[start_step * shape.accumulation :])
         # The last step has as many as the others.
         yield from ([] for _ in range(-len(plan) % shape.accumulation))
 
-    def _plan(self, epoch: int) -> list[list[int]]:
-        """The rows of all ranks in each micro-batch of that epoch."""
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Returns the rows of all ranks in each micro-batch of that epoch."""
         if self._planned is None or self._planned[0] != epoch:
             size = self.shape.per_device * self.shape.world_size
             filling: dict[Hashable, list[tuple[int, int]]] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from typing import Any, NamedTuple
 
 from align_anything.core.types import Cost
@@ -13,6 +14,9 @@ from align_anything.datasets.sampler import BatchShape
 
 GROUPED_STEPS = 16
 """Steps' worth of rows that are sorted by length together: enough to pair like with like, few enough to stay random."""
+
+LIKE_STEPS = 8
+"""Steps' worth of micro-batches of one kind each among which those of like work are looked for."""
 
 
 class Sized(NamedTuple):
@@ -65,7 +69,20 @@ class Filling:
             yield sorted(group, key=_length, reverse=True)
 
     def steps(self, rows: Iterable[Sized]) -> Iterator[list[list[Sized]]]:
-        """Yields, for each step, `slots` micro-batches, rank by rank. A step takes consecutive rows."""
+        """Yields, for each step, `slots` micro-batches, rank by rank. A step takes consecutive rows.
+
+        Rows of several kinds do not go into one micro-batch: a step takes micro-batches of like work, which are filled
+        from the rows of some steps.
+        """
+        rows = iter(rows)
+        first = next(rows, None)
+        if first is None:
+            return
+        rows = chain([first], rows)
+        if first.cost.kind is not None:
+            for bins in self._of_like_work(rows):
+                yield self._spread(bins)
+            return
         bins = self._bins()
         for item in rows:
             bin_ = _first(sorted(bins, key=lambda bin_: bin_.cost.size), item)
@@ -76,6 +93,33 @@ class Filling:
             bin_.add(item)
         if any(bin_.items for bin_ in bins):
             yield self._spread(bins)
+
+    def _of_like_work(self, rows: Iterable[Sized]) -> Iterator[list[_Bin]]:
+        """Yields the micro-batches of each step, each of one kind, filled as the rows of that kind come."""
+        filling: dict[Hashable, _Bin] = {}
+        full: list[_Bin] = []
+        for item in rows:
+            bin_ = filling.setdefault(item.cost.kind, _Bin(self.budget))
+            if not bin_.takes(item):
+                full.append(bin_)
+                bin_ = filling[item.cost.kind] = _Bin(self.budget)
+            bin_.add(item)
+            if len(full) == LIKE_STEPS * self.slots:
+                yield from self._chunks(full)
+                full = []
+        full += filling.values()
+        while len(full) % self.slots and any(len(bin_.items) > 1 for bin_ in full):
+            # What is left of a kind is split, so that no rank waits for the others in the last step.
+            most = max(full, key=lambda bin_: (len(bin_.items) > 1) * bin_.cost.work)
+            full = [*(bin_ for bin_ in full if bin_ is not most), *most.halves()]
+        yield from self._chunks(full)
+
+    def _chunks(self, bins: list[_Bin]) -> Iterator[list[_Bin]]:
+        """The micro-batches of steps, like with like, about in the order in which they were filled."""
+        order = sorted(range(len(bins)), key=lambda number: -bins[number].cost.work)
+        chunks = [order[start : start + self.slots] for start in range(0, len(order), self.slots)]
+        for chunk in sorted(chunks, key=lambda chunk: sum(chunk) / len(chunk)):
+            yield [*(bins[number] for number in chunk), *self._bins()[len(chunk) :]]
 
     def share(self, step: list[list[Sized]]) -> list[list[Any]]:
         """Returns the rows of this rank's micro-batches of a step."""
@@ -140,6 +184,13 @@ class _Bin:
         self._budget = budget
         self.items: list[Sized] = []
         self.cost = Cost(0, 0)
+
+    def halves(self) -> tuple[_Bin, _Bin]:
+        """Its items in two."""
+        made = _Bin(self._budget), _Bin(self._budget)
+        for number, item in enumerate(self.items):
+            made[number % 2].add(item)
+        return made
 
     def takes(self, item: Sized) -> bool:
         return not self.items or self.cost.beside(item.cost).size <= self._budget

@@ -7,15 +7,17 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from align_anything.core.distributed import barrier, broadcast_object, is_main, rank, world_size
-from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.distributed import all_gather_object, broadcast_object, is_main, rank, world_size
+from align_anything.core.errors import CheckpointError, SettingsError
 from align_anything.core.files import atomic_write_json, disk_problem, free_bytes, sync_folder
 
 MANIFEST = 'manifest.json'
@@ -103,45 +105,100 @@ def write_checkpoint(
 
     `write_model` and `write_state` get the draft folder; both run on every rank. The folder gets its name, in one
     rename, only after every rank has written and the manifest is on disk.
+
+    Raises CheckpointError on every rank where one of them cannot write.
     """
-    final = output_dir / name
-    draft = output_dir / f'.{name}.partial'
-    if is_main():
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-    barrier()
-    try:
-        write_model(draft)
-        if write_state is not None:
-            if is_main():
-                (draft / STATE_FOLDER).mkdir()
-            barrier()
-            write_state(draft / STATE_FOLDER)
-            torch.save(random_state(), draft / STATE_FOLDER / f'random_rank{rank()}.pt')
-    except Exception as error:
-        # torch does not say why it could not write, and safetensors only in words.
-        written, free = sum(_sizes(draft).values()), free_bytes(output_dir)
-        problem = disk_problem(error, draft)
-        if not problem and free >= FULL:
-            raise
-        why = problem or f'the disk is full ({free} bytes are free). Free some space.'
-        raise TrainingError(
-            f'the checkpoint {final} is not complete: after {written} bytes of it, {why} '
-            '--resume auto goes on from the checkpoint before it.'
-        ) from error
-    barrier()
-    if is_main():
-        _sync_tree(draft)
-        atomic_write_json(draft / MANIFEST, {**manifest, 'world_size': world_size(), 'files': _sizes(draft)})
-        retired = output_dir / f'.{name}.retired'
-        shutil.rmtree(retired, ignore_errors=True)
-        if final.exists():
-            os.replace(final, retired)
-        os.replace(draft, final)
-        sync_folder(output_dir)
-        shutil.rmtree(retired, ignore_errors=True)
-    barrier()
+    draft, final = begin_draft(output_dir, name)
+    fill(draft, final, write_model, write_state)
+    with together(final, draft):
+        if is_main():
+            _sync_tree(draft)
+    publish(draft, final, manifest)
     return final
+
+
+def begin_draft(output_dir: Path, name: str) -> tuple[Path, Path]:
+    """Makes the folder in which a checkpoint is written; returns it, and the name that it will get."""
+    final, draft = output_dir / name, output_dir / f'.{name}.partial'
+    with together(final, output_dir):
+        if is_main():
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+    return draft, final
+
+
+def fill(
+    folder: Path, final: Path, write_model: Callable[[Path], None], write_state: Callable[[Path], None] | None
+) -> None:
+    """Writes the model and the state of training to a folder, as `write_checkpoint` does."""
+    with together(final, folder):
+        write_model(folder)
+    if write_state is None:
+        return
+    state = folder / STATE_FOLDER
+    with together(final, folder):
+        state.mkdir(exist_ok=True)
+    with together(final, state):
+        write_state(state)
+        torch.save(random_state(), state / f'random_rank{rank()}.pt')
+
+
+def publish(draft: Path, final: Path, manifest: Mapping[str, Any]) -> None:
+    """Gives its name to a checkpoint that all ranks have written and brought to the disk. Every rank calls it."""
+    with together(final, draft):
+        if is_main():
+            atomic_write_json(draft / MANIFEST, {**manifest, 'world_size': world_size(), 'files': _sizes(draft)})
+            retired = final.with_name(f'.{final.name}.retired')
+            shutil.rmtree(retired, ignore_errors=True)
+            if final.exists():
+                os.replace(final, retired)
+            os.replace(draft, final)
+            sync_folder(final.parent)
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def together(final: Path, folder: Path) -> Iterator[None]:
+    """Ends with a CheckpointError on every rank where what one of them writes to `folder` in its block failed.
+
+    Within it, what fails on one rank alone must not leave others in a collective. `final` is the checkpoint that is
+    written. An error that is none of the disk is raised as it is where it happened.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        why = _why(error, folder)
+        told = all_gather_object(_told(error, why, folder))
+        if not why:
+            raise
+        raise CheckpointError(_message(final, told)) from error
+    else:
+        told = all_gather_object('')
+        if any(told):
+            raise CheckpointError(_message(final, told))
+
+
+def _message(final: Path, told: Sequence[str]) -> str:
+    """What is wrong with a checkpoint, given what each rank says of its share; nothing is an empty text."""
+    first, *others = [number for number, words in enumerate(told) if words]
+    also = f'So it is on rank {", ".join(map(str, others))}. ' if others else ''
+    return f'the checkpoint {final} is not complete: {told[first]} {also}--resume auto goes on from the one before it.'
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """What keeps a disk from being written to; an empty text for other errors."""
+    # torch does not say why it could not write, and safetensors only in words.
+    problem, free = disk_problem(error, folder), free_bytes(folder)
+    if problem or free >= FULL:
+        return problem
+    return f'{folder} cannot be written: the disk is full ({free} bytes are free). Free some space.'
+
+
+def _told(error: Exception, why: str, folder: Path) -> str:
+    where = f'on rank {rank()} ({socket.gethostname()}), ' if world_size() > 1 else ''
+    return where + (f'after {sum(_sizes(folder).values())} bytes of it, {why}' if why else f'{error!r}.')
 
 
 def prune(output_dir: Path, keep: int) -> None:

@@ -17,7 +17,7 @@ from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.parameters import full_shape
 from align_anything.engines.base import Engine
 from align_anything.engines.deepspeed_config import sharer_of, zero_stage
-from align_anything.engines.deepspeed_state import STATE_TAG, written_by_name
+from align_anything.engines.deepspeed_state import STATE_TAG, writing_apart, written_by_name
 from align_anything.engines.fsdp_state import read_by_name
 from align_anything.engines.gathering import gathered_by_zero
 from align_anything.engines.named_state import WEIGHTS, NamedState, go_on
@@ -111,7 +111,8 @@ class DeepSpeedEngine(Engine):
 
     def save_state(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
-        self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
+        with writing_apart(self.engine):
+            self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
 
     def load_state(self, folder: Path, scratch: Path | None = None) -> None:
         if not self.wrote(folder):

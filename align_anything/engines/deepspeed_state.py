@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,36 @@ def written_by_name(
         barrier()
         if is_main():
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def writing_apart(engine: Any) -> Iterator[None]:
+    """Lets DeepSpeed's engine finish its collectives when it cannot write; what it failed of is raised then.
+
+    Raised at once, it would leave the other ranks in them.
+    """
+    failed: list[Exception] = []
+
+    def kept(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **how: Any) -> None:
+            try:
+                write(*given, **how)
+            except (OSError, RuntimeError) as error:
+                failed.append(error)
+
+        return call
+
+    writer = engine.checkpoint_engine
+    writes = ((writer, 'makedirs'), (writer, 'save'), (engine, '_copy_recovery_script'))
+    for owner, name in writes:
+        setattr(owner, name, kept(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name in writes:
+            delattr(owner, name)
+    if failed:
+        raise failed[0]
 
 
 def _load(file: Path) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from align_anything.core.distributed import is_main
+from align_anything.core.distributed import is_main, rank
 from align_anything.engines.named_state import WEIGHTS, NamedState, go_on
 
 FOLDER = 'fsdp'
@@ -20,8 +20,12 @@ PROGRESS = 'progress.json'
 
 
 def save_state(folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, schedule: LRScheduler) -> None:
-    """Writes the trained parameters by name, what the optimizer has beside each, and how far both are."""
+    """Writes the trained parameters by name, what the optimizer has beside each, and how far both are.
+
+    Raises what it fails of on the rank that cannot write, and on the others nothing.
+    """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     own = folder / FOLDER
     moments = {name: optimizer.state[parameter] for name, parameter in trained.items()}
@@ -29,8 +33,13 @@ def save_state(folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Opt
     tensors |= {
         f'{kind}.{name}': tensor for name, state in moments.items() for kind, tensor in state.items() if kind != 'step'
     }
-    with _quiet():
-        dcp.save(tensors, checkpoint_id=own)
+    try:
+        with _quiet():
+            dcp.save(tensors, checkpoint_id=own)
+    except CheckpointException as error:
+        if rank() in error.failures:
+            raise error.failures[rank()][0] from error
+        return
     if is_main():
         steps = [float(state['step']) for state in moments.values() if 'step' in state]
         kinds = sorted({kind for state in moments.values() for kind in state if kind != 'step'})

@@ -26,12 +26,9 @@ from align_anything.core.store import TensorStore, digest, identity
 from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import lasting_settings
-from align_anything.models.tower_calls import Features, Item, TowerCalls
+from align_anything.models.tower_calls import TOWERS, Features, Item, TowerCalls, arguments_of, is_plain
 
 logger = get_logger(__name__)
-
-TOWERS = ('vision_tower', 'audio_tower')
-PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -132,18 +129,12 @@ class CachedTower:
 
     def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The arguments of a call by name, tensors apart."""
-        bound = self.signature.bind(*args, **kwargs).arguments
-        for name, parameter in self.signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                extras = bound.pop(name, {})
-                # Bodies hand on what is meant for the language model, such as the plan of its attention.
-                bound |= {key: value for key, value in extras.items() if isinstance(value, Tensor) or _is_plain(value)}
-        tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
-        others = {name: value for name, value in bound.items() if name not in tensors}
-        if not tensors or not _is_plain(list(others.values())):
+        tensors, others = arguments_of(self.signature, args, kwargs)
+        if not tensors or not is_plain(list(others.values())):
+            given = sorted({**tensors, **others})
             raise ModelError(
-                f'model_cfgs.feature_cache_dir: {type(self.tower).__name__} is called with {sorted(bound)}, by which '
-                'its media cannot be told apart. Leave feature_cache_dir out.'
+                f'model_cfgs.feature_cache_dir: {type(self.tower).__name__} is called with {given}, by which its media '
+                'cannot be told apart. Leave feature_cache_dir out.'
             )
         return tensors, others
 
@@ -164,7 +155,3 @@ def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
         if isinstance(value, Tensor) and not name.startswith(again):
             known[name] = identity(gathered(value))
     return digest(kinds, settings, known)
-
-
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, PLAIN)

@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from align_anything.core.errors import ModelError
-from align_anything.models.trainable import Components
+from align_anything.models.adapter import bare_model
+from align_anything.models.trainable import Components, component_of, count
 
 if TYPE_CHECKING:
     from align_anything.configs.schema import BnbCfgs
 
 INT8_RANGE = 127.0
+BLOCK = 64
+"""Weights in 4 bits that share a scale in float32."""
+SCALES = 256
+"""Scales that share one in float32 where they are in 8 bits themselves (Dettmers et al., 2023, arXiv:2305.14314)."""
 
 
 def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, components: Components) -> BitsAndBytesConfig | None:
@@ -44,6 +49,26 @@ def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, components: Component
         # ZeRO-3 gathers parameters of one type together, so the packed weights wear that of the others.
         bnb_4bit_quant_storage=dtype,
     )
+
+
+def bytes_spared(cfgs: BnbCfgs, model: nn.Module, components: Components, width: int) -> float:
+    """Returns how many bytes less the weights of a model without weights will take, once loaded as `cfgs` say.
+
+    `width` are the bytes of one that is not quantised.
+    """
+    if not cfgs.use_bnb:
+        return 0.0
+    scales = (1 + 4 / SCALES if cfgs.bnb_4bit_use_double_quant else 4) / BLOCK
+    each = width - (0.5 + scales if cfgs.load_in_4bit else 1)
+    output = bare_model(model).get_output_embeddings()
+    spared = 0.0
+    for name, module in model.named_modules():
+        kept = module is output or '.lora_' in name or '.modules_to_save' in name
+        if not isinstance(module, nn.Linear) or kept or component_of(f'{name}.weight', components) != 'language_model':
+            continue
+        # In 8 bits each row has a scale in float32.
+        spared += each * count(module.weight) - (0 if cfgs.load_in_4bit else 4 * module.out_features)
+    return spared
 
 
 def keep_trainable(model: nn.Module) -> None:

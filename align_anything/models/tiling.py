@@ -22,20 +22,34 @@ def tile_mlps(model: nn.Module, component_of: Callable[[str], str], tiles: int) 
     `component_of` says of a name of a parameter which component it belongs to. Raises ModelError for MLPs of another
     form, of which it is not known that a token does not depend on others.
     """
-    for number, layer in enumerate(layers_of(bare_model(model), component_of, 'mlp_tiles')):
-        mlp = dict(layer.named_children()).get('mlp')
-        if mlp is None or not any(names <= {name for name, _ in mlp.named_children()} for names in GATED):
-            found = 'no module named mlp' if mlp is None else f'a {type(mlp).__name__}'
-            raise ModelError(
-                f'train_cfgs.mlp_tiles: layer {number} of {type(bare_model(model)).__name__} has {found}, and only '
-                'gated MLPs (gate_proj, up_proj, down_proj) are computed in tiles; a mixture of experts is not. Set it '
-                'to 1.'
-            )
+    for mlp in gated_mlps(model, component_of):
         mlp.forward = partial(_in_tiles, mlp.forward, tiles)
 
 
+def gated_mlps(model: nn.Module, component_of: Callable[[str], str]) -> list[nn.Module]:
+    """Returns the MLP of each layer of the language model. Raises ModelError for MLPs of another form than a gated."""
+    found = []
+    for number, layer in enumerate(layers_of(bare_model(model), component_of, 'mlp_tiles')):
+        mlp = dict(layer.named_children()).get('mlp')
+        if mlp is None or not any(names <= {name for name, _ in mlp.named_children()} for names in GATED):
+            kind = 'no module named mlp' if mlp is None else f'a {type(mlp).__name__}'
+            raise ModelError(
+                f'train_cfgs.mlp_tiles: layer {number} of {type(bare_model(model)).__name__} has {kind}, and only '
+                'gated MLPs (gate_proj, up_proj, down_proj) are computed in tiles; a mixture of experts is not. Set it '
+                'to 1.'
+            )
+        found.append(mlp)
+    return found
+
+
+def has_tiles(model: nn.Module) -> bool:
+    """Whether MLPs of a model compute rows in tiles."""
+    forwards = (vars(module).get('forward') for module in model.modules())
+    return any(isinstance(forward, partial) and forward.func is _in_tiles for forward in forwards)
+
+
 def layers_of(model: nn.Module, component_of: Callable[[str], str], setting: str) -> nn.ModuleList:
-    """Returns the layers of the language model, for a setting that is off at 1.
+    """Returns the layers of the language model, for a setting of `train_cfgs`.
 
     Raises ModelError where it is not known which they are.
     """
@@ -48,7 +62,7 @@ def layers_of(model: nn.Module, component_of: Callable[[str], str], setting: str
     if len(found) != 1:
         raise ModelError(
             f'{type(model).__name__} has {len(found)} lists of {number} layers in its language model, and it is not '
-            f'known which of them train_cfgs.{setting} should be in force for: set it to 1.'
+            f'known which of them train_cfgs.{setting} should be in force for: leave it out.'
         )
     return found[0]
 

@@ -7,6 +7,7 @@ otherwise returns another class from `FamilySpec.tower_calls`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Signature
 from typing import Any
 
 import torch
@@ -20,7 +21,30 @@ Features = dict[str, Tensor]
 """What is kept of a tower's output for one item, by name; `hidden_states.-2` is a layer."""
 Forward = Callable[..., Any]
 
+TOWERS = ('vision_tower', 'audio_tower')
+"""The components that are towers."""
 LAYERS = 'hidden_states'
+MERGER = 'merger'
+PLAIN = (bool, int, float, str, type(None))
+
+
+def arguments_of(
+    signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the arguments of a call of a tower by name, tensors apart."""
+    bound = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extras = bound.pop(name, {})
+            # Bodies hand on what is meant for the language model, such as the plan of its attention.
+            bound |= {key: value for key, value in extras.items() if isinstance(value, Tensor) or is_plain(value)}
+    tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in bound.items() if name not in tensors}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, a truth value, None, or made of such."""
+    return all(map(is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, PLAIN)
 
 
 class TowerCalls:
@@ -90,6 +114,14 @@ class TowerCalls:
 
     def outputs(self, tower: nn.Module, features: Sequence[Features]) -> TowerOutput:
         """Returns what a call for the items with these features gives. Gradients flow into `projectors` only."""
+        return self.together(features)
+
+    def compute(self, tower: nn.Module, forward: Forward, items: Sequence[Item], others: Any) -> list[Features]:
+        """As `encode`, but the features of each item are those behind the `projectors`, which `together` takes."""
+        return self.encode(tower, forward, items, others)
+
+    def together(self, features: Sequence[Features]) -> TowerOutput:
+        """Returns the output of one call for several items from what was computed of each."""
         output = TowerOutput()
         for name, value in self.joined(features).items():
             field, _, layer = name.partition('.')
@@ -177,15 +209,29 @@ class PatchCalls(TowerCalls):
     def outputs(self, tower: nn.Module, features: Sequence[Features]) -> TowerOutput:
         """Returns the features of all items through the mergers, with gradients."""
         joined = self.joined(features)
-        merged = {name: merger(joined[name]) for name, merger in self.mergers(tower).items()}
-        output = TowerOutput(pooler_output=merged.pop('merger'))
+        return self.together([{name: merger(joined[name]) for name, merger in self.mergers(tower).items()}])
+
+    def compute(self, tower: nn.Module, forward: Forward, items: Sequence[Item], others: Any) -> list[Features]:
+        """Runs the tower once and returns, for each item, what came out of each merger, `(tokens, size)`."""
+        output = forward(**self.joined(items), **others)
+        inner = [] if self.deepstack is None else output['deepstack_features']
+        features = {MERGER: output['pooler_output'], **{f'deepstack.{at}': own for at, own in enumerate(inner)}}
+        patches = sum(self.lengths(items))
+        tokens = [length * len(features[MERGER]) // patches for length in self.lengths(items)]
+        pieces = {name: value.split(tokens) for name, value in features.items()}
+        return [{name: pieces[name][number] for name in pieces} for number in range(len(items))]
+
+    def together(self, features: Sequence[Features]) -> TowerOutput:
+        """Returns the output of one call from what came out of the mergers, of each item or of all in one."""
+        merged = self.joined(features)
+        output = TowerOutput(pooler_output=merged.pop(MERGER))
         if self.deepstack is not None:
             output.deepstack_features = list(merged.values())
         return output
 
     def mergers(self, tower: nn.Module) -> dict[str, nn.Module]:
         """Returns the mergers of a tower by name, that of the last layer first."""
-        found = {'merger': tower.get_submodule('merger')}
+        found = {MERGER: tower.get_submodule('merger')}
         if self.deepstack is not None:
             found |= {
                 f'deepstack.{name}': module for name, module in tower.get_submodule(self.deepstack).named_children()

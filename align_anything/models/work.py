@@ -17,18 +17,19 @@ from align_anything.core.types import Example
 from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.score import SCORE_HEAD
+from align_anything.models.tiling import has_tiles
 from align_anything.models.trainable import component_of, count, plain_name
 
 FRAMES_PER_POSITION = 2
 """Feature frames of an audio clip that make one position of its encoder, as in Whisper's."""
 TOWERS = ('vision_tower', 'audio_tower')
 # The matrix behind attention: what goes into it is what the heads have found together.
-_BEHIND_ATTENTION = re.compile(
+BEHIND_ATTENTION = re.compile(
     r'(?<!linear_)att(?:entio)?n\.(?:\w+\.)*'
     r'(?:o_proj|out_proj|proj|c_proj|dense|wo|projection(?:_layer)?|post)\.(?:linear\.)?weight$'
 )
 _READS_DATA = re.compile(r'patch_emb|conv1\.weight$')
-_LAYER = re.compile(r'\.(?:layers|h|blocks|block|layer)\.(\d+)\.')
+LAYER = re.compile(r'\.(?:layers|h|blocks|block|layer)\.(\d+)\.')
 
 
 class Span(NamedTuple):
@@ -50,6 +51,8 @@ class Stack:
         causal: whether positions see only those before them.
         backward: whether a gradient flows through.
         recomputes: the share of the forward pass that the backward pass computes again.
+        in_mlps: of the weights, those in MLPs.
+        tiled: whether MLPs are computed in tiles, each once more for its gradient.
         beside: positions that join those of each span, such as one for its class.
     """
 
@@ -61,6 +64,8 @@ class Stack:
     backward: bool = False
     recomputes: float = 0.0
     beside: int = 0
+    in_mlps: float = 0.0
+    tiled: bool = False
 
     def flops(self, spans: Sequence[Span], positions: float | None = None) -> Flops:
         """Returns the operations for such spans; `positions` is how many they have, if not the sum of their lengths."""
@@ -74,7 +79,7 @@ class Stack:
             return Flops(forward)
         # Of a product both factors have a gradient; a matrix has one where it trains.
         backward = positions * (self.inner + self.trained) + 2 * attended
-        return Flops(forward, backward, forward * self.recomputes)
+        return Flops(forward, backward, forward * self.recomputes + positions * self.in_mlps * self.tiled)
 
 
 def pairs(span: Span, window: int | None, causal: bool) -> float:
@@ -172,12 +177,13 @@ def work_of_model(model: nn.Module, spec: FamilySpec, recomputes: float, adapted
         if component == 'audio_tower' and base.endswith('conv1.weight'):
             times = float(FRAMES_PER_POSITION)
         each = 2 * times * count(parameter)
-        held = sums.setdefault(component, [0.0, 0.0, 0.0])
+        held = sums.setdefault(component, [0.0, 0.0, 0.0, 0.0])
         held[0] += each
         held[1] += each * parameter.requires_grad
         held[2] += each * (not _READS_DATA.search(base))
-        if 'lora_' not in name and _BEHIND_ATTENTION.search(base):
-            layer = _LAYER.search(base)
+        held[3] += each * ('.mlp.' in base)
+        if 'lora_' not in name and BEHIND_ATTENTION.search(base):
+            layer = LAYER.search(base)
             number = int(layer[1]) if layer else 0
             window = _window(component, number, spec.config.to_dict(), settings)
             own = attention.setdefault(component, {})
@@ -197,8 +203,10 @@ def work_of_model(model: nn.Module, spec: FamilySpec, recomputes: float, adapted
             backward=bool(name in trains or below.get(name)),
             recomputes=recomputes if name in ('language_model', *TOWERS) else 0.0,
             beside=beside.get(name, 0) if name in TOWERS else 0,
+            in_mlps=in_mlps,
+            tiled=name == 'language_model' and has_tiles(plain),
         )
-        for name, (weights, trained, inner) in sums.items()
+        for name, (weights, trained, inner, in_mlps) in sums.items()
     }
     return Work(stacks, _head(output, flows=bool(trains - {SCORE_HEAD})))
 

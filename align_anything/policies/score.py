@@ -93,8 +93,8 @@ class ScorePolicy(nn.Module):
 
 
 def _read(head: Callable[[Tensor], Tensor], hidden: Tensor, share: Share, index: Tensor) -> Tensor:
-    own, which = share.own(index, hidden)
-    scores = head(hidden.index_select(0, own))
+    states, which = share.spread(index, hidden)
+    scores = head(states)
     # An empty selection still has to lead every rank through the same backward pass.
     scores = scores if len(scores) else scores + 0.0 * hidden.sum()
     return share.whole(scores, which, len(index))

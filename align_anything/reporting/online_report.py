@@ -116,7 +116,7 @@ def rollout_metrics(
 
     Args:
         rollout: the responses of this rank.
-        trained: those that are learned from, with their log-probabilities by the trainer.
+        trained: those that are learned from, with their log-probabilities by the trainer where these were scored apart.
         sources: what metrics call the datasets, in the order of `Example.source_index`.
         reduce_sum: adds a tensor up over ranks.
         tokens: whether responses are tokens.
@@ -137,7 +137,7 @@ def rollout_metrics(
     drifts = [
         (response.per_unit['old'] - response.per_unit['rollout']).abs()
         for response in responses_of(trained)
-        if 'rollout' in response.per_unit
+        if {'old', 'rollout'} <= response.per_unit.keys()
     ]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()

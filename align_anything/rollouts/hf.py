@@ -21,6 +21,7 @@ from align_anything.policies.token.hidden import cast_floats
 from align_anything.rollouts.at_once import AtOnce
 from align_anything.rollouts.base import Sampling, Tell, evaluated, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
+from align_anything.rollouts.growing_cache import make_room
 from align_anything.rollouts.restricted import (
     NOTHING,
     Draw,
@@ -97,11 +98,11 @@ class HFRollouts:
         inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
         return map_tensors(inputs, lambda tensor: tensor.to(self.model.device))
 
-    def _prefilled(self, examples: Sequence[Example], numbers: Sequence[int]) -> dict[str, Any]:
+    def _prefilled(self, examples: Sequence[Example], numbers: Sequence[int], room: int) -> dict[str, Any]:
         """The arguments of `generate()` for prompts by number, those of several responses computed once.
 
         All but the last token of a prompt, media among them, go through the model once, and what is kept of them is
-        repeated.
+        repeated, with `room` for so many new tokens.
         """
         distinct = list(dict.fromkeys(numbers))
         prompts = [examples[number].prompt for number in distinct]
@@ -125,6 +126,7 @@ class HFRollouts:
         cache = type(self.model).generate(self.model, **beginning, generation_config=settings).past_key_values
         rows = torch.tensor([distinct.index(number) for number in numbers], device=self.model.device)
         cache.batch_select_indices(rows)
+        make_room(cache, room)
         repeated = {name: inputs[name][rows] for name in tokens}
         return {**repeated, 'position_ids': inputs['position_ids'][..., rows, :], 'past_key_values': cache}
 
@@ -133,23 +135,24 @@ class HFRollouts:
     ) -> list[Response]:
         guides = sampling.guidance != 1
         examples = [all_examples[number] for number, _ in call]
-        draw = None
+        draw = sampled_of
         if sampling.seeds is not None:
             draw = RowDraws([seed_of(sampling.seeds[number], which) for number, which in call])
         if self.spec.codes is not None and self.spec.codes.parallel is not None:
-            found = AtOnce(self.model, self.spec, self.dtype)(examples, sampling, draw or sampled_of, self.version)
+            found = AtOnce(self.model, self.spec, self.dtype)(examples, sampling, draw, self.version)
             if tell is not None:
                 Streams(self.spec, sampling, call, tell).finish(found)
             return found
         prompts = [example.prompt for example in examples]
         if guides:
             prompts += [example.unconditional for example in examples]
-        inputs = self._inputs(prompts) if guides else self._prefilled(all_examples, [number for number, _ in call])
+        if guides:
+            inputs = self._inputs(prompts)
+        else:
+            inputs = self._prefilled(all_examples, [number for number, _ in call], sampling.max_new_tokens)
         start = inputs['input_ids'].shape[1]
         stops = _StopStrings(self.spec, sampling.stop, start)
         restriction, more = restriction_of(self.spec, sampling), {}
-        # What is drawn here, and not by `generate()`, is left as the one choice.
-        how = _sampling_arguments(sampling if restriction is None else Sampling()) if draw is None else GREEDY
         if restriction is None:
             own = SetSampling(sampling.temperature, sampling.top_k, sampling.top_p)
             recorder = _Recorder(own, never_sampled(self.spec), draw)
@@ -169,7 +172,8 @@ class HFRollouts:
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=list(self.spec.stop_token_ids),
             pad_token_id=self.spec.pad_token_id,
-            **how,
+            # What is sampled here is left as the one choice.
+            **GREEDY,
         )
         streams = None if tell is None else Streams(self.spec, sampling, call, tell)
         # That of its class: a checkpoint with a folder custom_generate has put its own over it.
@@ -216,27 +220,14 @@ def without_own_settings(model: PreTrainedModel) -> Iterator[None]:
 GREEDY = {'do_sample': False}
 
 
-def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
-    if not sampling.temperature:
-        return GREEDY
-    # Left out, top_k would be 50.
-    return {
-        'do_sample': True,
-        'temperature': sampling.temperature,
-        'top_p': sampling.top_p,
-        'top_k': sampling.top_k,
-    }
-
-
 class _Recorder(LogitsProcessor):
     """Keeps the log-probability of each token that is sampled, and never more than one step of logits.
 
-    It also keeps the `media` placeholders out: a response is text, and no model reads one without a medium. With `draw`
-    it samples here, else `generate()` does.
+    It also keeps the `media` placeholders out: a response is text, and no model reads one without a medium.
     """
 
-    def __init__(self, how: SetSampling, media: list[int], draw: Draw | None) -> None:
-        self.how, self.media, self._draw = how, media, draw
+    def __init__(self, how: SetSampling, media: list[int], draw: Draw) -> None:
+        self.how, self.media, self._draw = how, torch.tensor(media, dtype=torch.long), draw
         self._last: Tensor | None = None
         self._found: list[Tensor] = []
 
@@ -249,17 +240,8 @@ class _Recorder(LogitsProcessor):
     def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The log-probabilities of what may come next, and what it is sampled by."""
         logprobs = (scores.float() / (self.how.temperature or 1.0)).log_softmax(-1)
-        if self.media:
-            scores = scores.clone()
-            scores[:, self.media] = float('-inf')
-        if self._draw is None:
-            return logprobs, scores
-        left = left_of((scores.float() / (self.how.temperature or 1.0)).log_softmax(-1), self.how)
-        return logprobs, _only(self._draw(left), scores)
-
-    def _drawn(self, left: Tensor) -> Tensor:
-        """Ids that are sampled here in any case, by log-probabilities `(rows, ids)`."""
-        return (self._draw or sampled_of)(left)
+        among = logprobs.index_fill(-1, self.media.to(scores.device), NOTHING) if len(self.media) else logprobs
+        return logprobs, _only(self._draw(left_of(among, self.how)), scores)
 
     def of(self, new: Tensor) -> Tensor:
         """The log-probabilities of all new tokens, `(batch, length)`."""
@@ -277,14 +259,14 @@ class _RestrictedRecorder(_Recorder):
     `ended` holds the rows that have ended otherwise than by a token, by number.
     """
 
-    def __init__(self, restriction: Restriction, ended: Container[int], draw: Draw | None) -> None:
+    def __init__(self, restriction: Restriction, ended: Container[int], draw: Draw) -> None:
         super().__init__(SetSampling(), [], draw)
         self._restricted, self._grammar, self._ended = Restricted(restriction), restriction.grammar, ended
         self._states: list[State] | None = None
 
     def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         logprobs, left = self._restricted(scores, self._advanced(input_ids))
-        return logprobs, left if self._draw is None else _only(self._draw(left), left)
+        return logprobs, _only(self._draw(left), left)
 
     def _advanced(self, input_ids: Tensor) -> list[State]:
         if self._states is None:
@@ -302,7 +284,7 @@ class _GuidedRecorder(_RestrictedRecorder):
     Codes are sampled by guided logits, here, because `generate()` would sample each row by itself.
     """
 
-    def __init__(self, restriction: Restriction, ended: Container[int], draw: Draw | None, scale: float) -> None:
+    def __init__(self, restriction: Restriction, ended: Container[int], draw: Draw, scale: float) -> None:
         super().__init__(restriction, ended, draw)
         self._scale = scale
 
@@ -312,7 +294,7 @@ class _GuidedRecorder(_RestrictedRecorder):
         codes = torch.tensor([state.number != TEXT for state in states], device=scores.device)
         led = torch.where(codes[:, None], guided(conditional, unconditional, self._scale), conditional)
         logprobs, left = self._restricted(led, states)
-        return logprobs, _only(self._drawn(left).repeat(2), scores)
+        return logprobs, _only(self._draw(left).repeat(2), scores)
 
 
 class _FrameRecorder(_RestrictedRecorder):
@@ -322,7 +304,7 @@ class _FrameRecorder(_RestrictedRecorder):
         self,
         restriction: Restriction,
         ended: Container[int],
-        draw: Draw | None,
+        draw: Draw,
         codes: MediaCodes,
         model: WritesFrames,
         frames: FramesWritten,
@@ -342,7 +324,7 @@ class _FrameRecorder(_RestrictedRecorder):
         )
         logprobs, left = self._restricted(scores.masked_fill(both[:, None] & _one_hot(end, scores), NOTHING), states)
         logprobs[:, end] = torch.where(both, logprobs[:, first + own.end_code], logprobs[:, end])
-        ids = self._drawn(left)
+        ids = self._draw(left)
         further = self._model.further_codes(
             self._frames.states, (ids - first).clamp(0, own.books[0] - 1), self._sampled_of_book
         )
@@ -353,7 +335,7 @@ class _FrameRecorder(_RestrictedRecorder):
 
     def _sampled_of_book(self, logits: Tensor) -> Tensor:
         # Behind the entries of a book are rows that stand for nothing; all books of a codec are of one size.
-        return sample(logits[:, : self._own.further[0]], self._how, self._drawn)
+        return sample(logits[:, : self._own.further[0]], self._how, self._draw)
 
 
 def _only(ids: Tensor, like: Tensor) -> Tensor:

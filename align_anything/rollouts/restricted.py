@@ -110,7 +110,7 @@ class Restricted:
 
 def sampled_of(left: Tensor) -> Tensor:
     """A `Draw` by torch's own generator."""
-    return left.softmax(-1).multinomial(1).squeeze(1)
+    return _passing(left, torch.rand(len(left), dtype=torch.float64, device=left.device))
 
 
 class RowDraws:
@@ -126,11 +126,19 @@ class RowDraws:
     def __call__(self, left: Tensor) -> Tensor:
         """Returns ids sampled by log-probabilities `(rows, ids)`, `(rows,)`: where their sum passes a number."""
         drawn = [torch.rand((), generator=own, dtype=torch.float64) for own in self._generators]
-        mass = left.softmax(-1).double().cumsum(-1)
-        total = mass[:, -1:]
-        # Below the whole mass, however it is rounded: past it stand ids that may not be sampled.
-        wanted = torch.minimum(torch.stack(drawn).to(left.device)[:, None] * total, total * (1 - 1e-12))
-        return torch.searchsorted(mass, wanted, right=True).squeeze(1)
+        return _passing(left, torch.stack(drawn).to(left.device))
+
+
+def _passing(left: Tensor, drawn: Tensor) -> Tensor:
+    """The ids at which the mass of log-probabilities `(rows, ids)` passes the share `drawn` of it, `(rows,)`.
+
+    One number a row: torch's `multinomial` draws one for each id, which on a CPU takes longer than a small model does.
+    """
+    mass = left.softmax(-1).double().cumsum(-1)
+    total = mass[:, -1:]
+    # Below the whole mass, however it is rounded: past it stand ids that may not be sampled.
+    wanted = torch.minimum(drawn[:, None] * total, total * (1 - 1e-12))
+    return torch.searchsorted(mass, wanted, right=True).squeeze(1)
 
 
 def seed_of(seed: int, *names: object) -> int:

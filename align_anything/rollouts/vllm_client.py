@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import httpx2
 import torch
 from torch import Tensor
 
+from align_anything.core.connections import KEPT_ALIVE
 from align_anything.core.distributed import all_gather_object, barrier, rank, world_size
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
@@ -57,9 +59,14 @@ class Servers:
         self._holding = threading.Lock()
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS),
-            # Each request that is on its way has one.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+            transport=httpx2.HTTPTransport(
+                # Each request that is on its way has one.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                # A server may generate for long, but not without its host.
+                socket_options=KEPT_ALIVE,
+            ),
         )
+        self._workers: dict[str, int] = {}
         unreached = [problem for url in self.asked if (problem := self._unreached(url))]
         if unreached:
             raise SettingsError(unreached)
@@ -143,8 +150,11 @@ class Servers:
 
     def _joined(self, backend: str) -> Any:
         host, port = address_seen_from(self.fed[0])
-        member = {'host': host, 'port': port, 'size': len(self.fed) + 1, 'backend': backend}
-        messages = [pack({**member, 'rank': number}, {}) for number in range(1, member['size'])]
+        # Each worker of a server is a member, in the order of servers.
+        *firsts, size = accumulate((self._workers[url] for url in self.fed), initial=1)
+        member = {'host': host, 'port': port, 'size': size, 'backend': backend}
+        how = {'model': self.source, 'options': dataclasses.asdict(self.options)}
+        messages = [pack({**member, **how, 'rank': first}, {}) for first in firsts]
         answers = _begun(lambda: self._all(self.fed, '/group', messages))
         # A thread has its own current device.
         device = torch.cuda.device(torch.cuda.current_device()) if backend == 'nccl' else nullcontext()
@@ -192,7 +202,10 @@ class Servers:
                 f'{start} cannot be reached ({type(error).__name__}: {error}): start python -m '
                 'align_anything.rollouts.vllm_server there.'
             )
-        return None if answer.status_code == 200 else f'{start} answered {answer.status_code} to /health.'
+        if answer.status_code != 200:
+            return f'{start} answered {answer.status_code} to /health.'
+        self._workers[url] = answer.json().get('workers', 1)
+        return None
 
 
 def _begun(work: Callable[[], T]) -> Future[T]:

@@ -114,7 +114,7 @@ class Engine:
             self._llm.collective_rpc('reload_weights', kwargs={'weights_iterator': named()})
         except (ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f'vLLM does not take the weights of {self.source}: {error}') from error
-        self._llm.apply_model(_repack_heads)
+        self._llm.apply_model(repack_heads)
         # What was computed with the old weights. An image that was cached already has no features any more.
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()
@@ -149,7 +149,7 @@ class Engine:
         except (ValueError, VLLMValidationError) as error:
             raise RequestError(f'vLLM refuses a request of this rollout: {error}') from error
         except Exception as error:  # Whatever an engine dies of.
-            raise _dead(error) from error
+            raise dead(error) from error
         return [_name(own) for own in begun]
 
     def step(self) -> dict[str, Generated]:
@@ -159,8 +159,8 @@ class Engine:
         try:
             found = self._llm.llm_engine.step()
         except Exception as error:  # Whatever an engine dies of.
-            raise _dead(error) from error
-        return {_name(output.request_id): _generated(output) for output in found if output.finished}
+            raise dead(error) from error
+        return {_name(output.request_id): generated_of(output) for output in found if output.finished}
 
     def sleep(self) -> None:
         """Gives the memory of the GPU back until weights come or a rollout begins, where the options ask for it."""
@@ -191,31 +191,38 @@ class Engine:
             _clear_shared_memory()
         try:
             return vllm.LLM(
-                model=self.source,
-                tokenizer=self.source,
-                dtype=options.dtype,
-                max_model_len=options.max_length,
-                tensor_parallel_size=parallel,
+                **arguments_of_engine(self.source, options),
                 distributed_executor_backend='external_launcher' if parallel > 1 else None,
-                **_memory(options.memory),
-                **_blocks(),
-                enforce_eager=options.eager,
-                enable_prefix_caching=options.prefix_caching,
-                # A prompt in pieces turns its seeded generator back, which those of a CPU cannot.
-                enable_chunked_prefill=torch.cuda.is_available(),
-                enable_sleep_mode=options.sleeps,
-                mm_processor_kwargs=dict(options.processor_kwargs or {}) or None,
-                trust_remote_code=options.trust_remote_code,
-                # No defaults out of the generation_config.json of the checkpoint.
-                generation_config='vllm',
                 load_format=_register_loader(named),
                 logits_processors=[grammar_processor()] if options.grammar else None,
-                logprobs_mode=_logprobs_mode(options),
-                disable_log_stats=True,
-                seed=0,
             )
         except Exception as error:  # vLLM refuses models and machines with errors of every kind.
             raise ModelError(f'vLLM does not start with {self.source}: {error}') from error
+
+
+def arguments_of_engine(source: str, options: VLLMOptions, copies: int = 1) -> dict[str, Any]:
+    """Returns how vLLM runs, as its classes take it. Without a GPU, `copies` of the model share the host's memory."""
+    return {
+        'model': source,
+        'tokenizer': source,
+        'dtype': options.dtype,
+        'max_model_len': options.max_length,
+        'tensor_parallel_size': options.tensor_parallel_size,
+        **_memory(options.memory / copies if not torch.cuda.is_available() else options.memory),
+        **_blocks(),
+        'enforce_eager': options.eager,
+        'enable_prefix_caching': options.prefix_caching,
+        # A prompt in pieces turns its seeded generator back, which those of a CPU cannot.
+        'enable_chunked_prefill': torch.cuda.is_available(),
+        'enable_sleep_mode': options.sleeps,
+        'mm_processor_kwargs': dict(options.processor_kwargs or {}) or None,
+        'trust_remote_code': options.trust_remote_code,
+        # No defaults out of the generation_config.json of the checkpoint.
+        'generation_config': 'vllm',
+        'logprobs_mode': _logprobs_mode(options),
+        'disable_log_stats': True,
+        'seed': 0,
+    }
 
 
 def _logprobs_mode(options: VLLMOptions) -> str:
@@ -230,13 +237,13 @@ def _name(request_id: str) -> str:
     return request_id.partition('-')[0]
 
 
-def _dead(error: Exception) -> TrainingError:
+def dead(error: Exception) -> TrainingError:
     return TrainingError(
         f'vLLM ended in the middle of a rollout: {error!r}. Go on from the last checkpoint with resume.'
     )
 
 
-def _generated(output: Any) -> Generated:
+def generated_of(output: Any) -> Generated:
     responses = []
     for response in output.outputs:
         ids = list(response.token_ids)
@@ -285,7 +292,7 @@ def _register_loader(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> str:
     return 'policy'
 
 
-def _repack_heads(model: nn.Module) -> None:
+def repack_heads(model: nn.Module) -> None:
     """Lets output heads see what embeddings they are tied to hold now: on a CPU they compute with a packed copy."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 

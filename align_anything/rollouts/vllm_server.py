@@ -1,4 +1,4 @@
-"""vLLM as a server on another device or machine: `python -m align_anything.rollouts.vllm_server --port 8000`.
+"""vLLM as a server on other devices or machines: `python -m align_anything.rollouts.vllm_server --port 8000`.
 
 It loads no weights of its own: a run names its model and hands its weights over, again after each update.
 """
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -35,6 +36,7 @@ from align_anything.core.logging import get_logger
 from align_anything.rollouts.vllm_engine import Engine, Generated, RequestError, VLLMOptions
 from align_anything.rollouts.vllm_engine import Request as Generate
 from align_anything.rollouts.vllm_loop import Loop
+from align_anything.rollouts.vllm_parallel import ParallelEngine
 from align_anything.rollouts.weight_group import join_group, receive
 from align_anything.rollouts.wire import (
     RUN_HEADER,
@@ -61,24 +63,6 @@ BODY_MIB = 16 * 1024
 DTYPES = ('float64', 'float32', 'bfloat16', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
 
 
-class Member(BaseModel):
-    """What a server must know to join the group of the rank that feeds it."""
-
-    model_config = STRICT
-
-    host: str = Field(min_length=1)
-    port: int = Field(ge=1, le=65535)
-    rank: int = Field(ge=1)
-    size: int = Field(ge=2, le=MOST_MEMBERS)
-    backend: Literal['gloo', 'nccl']
-
-    @model_validator(mode='after')
-    def _is_one_of_them(self) -> Member:
-        if self.rank >= self.size:
-            raise ValueError(f'rank {self.rank} is none of {self.size} members')
-        return self
-
-
 class Options(BaseModel):
     """`VLLMOptions` as a run sends them."""
 
@@ -95,6 +79,29 @@ class Options(BaseModel):
     sleeps: bool = False
     processor_kwargs: dict[str, Any] | None = None
     trust_remote_code: bool = False
+
+
+class Member(BaseModel):
+    """What a server must know to join the group of the rank that feeds it.
+
+    Of one with several devices `rank` is that of its first; its workers join, so it starts with the `model` first.
+    """
+
+    model_config = STRICT
+
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+    rank: int = Field(ge=1)
+    size: int = Field(ge=2, le=MOST_MEMBERS)
+    backend: Literal['gloo', 'nccl']
+    model: str | None = Field(None, min_length=1)
+    options: Options | None = None
+
+    @model_validator(mode='after')
+    def _is_one_of_them(self) -> Member:
+        if self.rank >= self.size:
+            raise ValueError(f'rank {self.rank} is none of {self.size} members')
+        return self
 
 
 class Shape(NamedTuple):
@@ -132,6 +139,8 @@ class Served:
         trust_remote_code: whether a run may ask for a model that brings its own code.
         group_seconds: how long members of a group, and each tensor that it sends, are waited for.
         limit: bytes of the weights that a group sends at once.
+        split: devices that a copy of the model is split over.
+        copies: how many of them there are.
     """
 
     def __init__(
@@ -139,11 +148,14 @@ class Served:
         trust_remote_code: bool = False,
         group_seconds: float = GROUP_SECONDS,
         limit: int = BODY_MIB * MEBIBYTE,
+        split: int = 1,
+        copies: int = 1,
     ) -> None:
+        self._split, self._copies = split, copies
         self._trusts_code, self._seconds, self._limit = trust_remote_code, group_seconds, limit
         self._loop = Loop()
         self._holding = threading.Lock()
-        self._engine: Engine | None = None
+        self._engine: Engine | ParallelEngine | None = None
         self._waiting: dict[str, Tensor] = {}
         # Whose weights these are, None where they are nobody's: not all there, or broken.
         self._run: str | None = None
@@ -152,10 +164,17 @@ class Served:
         self._group: Any = None
         self._group_of: str | None = None
 
+    @property
+    def workers(self) -> int:
+        """The processes that are handed weights, each a device."""
+        return self._split * self._copies
+
     def health(self) -> dict[str, Any]:
         """What runs, for whom, and what it does at present, for how many seconds."""
         doing, engine = self._loop.doing, self._engine
         told = {'status': 'ok', 'model': None if engine is None else engine.source}
+        if self.workers > 1:
+            told['workers'] = self.workers
         if self._run is not None:
             told['run'] = self._run
         if doing is None:
@@ -169,7 +188,15 @@ class Served:
 
         def joined() -> None:
             self._group = None
-            self._group = join_group(**member.model_dump(), seconds=self._seconds)
+            where = member.model_dump(exclude={'model', 'options'})
+            if self.workers == 1:
+                self._group = join_group(**where, seconds=self._seconds)
+            else:
+                if member.model is None or member.options is None:
+                    raise SampleError('the workers of several devices join: say of which model, with which options.')
+                self._engine = self._opened(member.model, VLLMOptions(**member.options.model_dump()))
+                self._engine.join(**where, seconds=self._seconds)
+                self._group = self._engine
             self._group_of = run
 
         self._loop.alone('joining a group', joined)
@@ -190,9 +217,13 @@ class Served:
             # Opened first: what is refused leaves all as it was.
             self._engine = self._opened(chunk.model, VLLMOptions(**chunk.options.model_dump()))
             self._waiting, self._run, self._whole = {}, run, False
+            if isinstance(self._engine, ParallelEngine):
+                self._engine.begin_weights()
             with self._holding:
                 self._media = {}
         try:
+            if isinstance(self._engine, ParallelEngine):
+                return self._handed_on(self._engine, chunk, tensors)
             if chunk.backend is not None:
                 tensors = receive(self._group, chunk.shapes, chunk.backend, self._seconds)
             self._waiting |= tensors
@@ -204,6 +235,17 @@ class Served:
             self._forget()
             raise
         return {'weights': len(tensors)}
+
+    def _handed_on(self, engine: ParallelEngine, chunk: Chunk, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Gives a chunk to all workers."""
+        if chunk.backend is None:
+            engine.read(tensors)
+        else:
+            engine.receive(chunk.shapes, chunk.backend, self._seconds)
+        if chunk.last:
+            engine.use()
+            self._whole = True
+        return {'weights': len(tensors) or len(chunk.shapes)}
 
     def _check_chunk(self, chunk: Chunk, tensors: Mapping[str, Tensor], run: str) -> None:
         if not chunk.first and (self._engine is None or self._run is None):
@@ -228,11 +270,21 @@ class Served:
         if self._engine is not None and not self._engine.started:
             self._engine = None
 
-    def _opened(self, model: str, options: VLLMOptions) -> Engine:
+    def close(self) -> None:
+        """Ends the processes of an engine that has such."""
+        if isinstance(self._engine, ParallelEngine):
+            self._engine.close()
+
+    def _opened(self, model: str, options: VLLMOptions) -> Engine | ParallelEngine:
+        options = replace(options, tensor_parallel_size=self._split)
         if options.trust_remote_code and not self._trusts_code:
             raise ModelError('this server runs no code out of checkpoints: start it with --trust-remote-code.')
         if self._engine is None or not self._engine.started:
-            return Engine(model, options)
+            if self.workers == 1:
+                return Engine(model, options)
+            engine = ParallelEngine(model, options, self._copies)
+            engine.start()
+            return engine
         if (self._engine.source, self._engine.options) != (model, options):
             raise ModelError(
                 f'this server generates with {self._engine.source}, and with other options: start it anew for {model}.'
@@ -243,7 +295,7 @@ class Served:
         """Begins to generate for the requests in a message; returns what will come of them."""
         requests = unpack_requests(message, self._media)
 
-        def begin() -> tuple[Engine, list[str]]:
+        def begin() -> tuple[Engine | ParallelEngine, list[str]]:
             if self._engine is None or self._run is None:
                 raise ModelError('no run has handed weights to this server yet.')
             if not self._whole:
@@ -334,6 +386,12 @@ def serve(
         float, typer.Option(min=1, help='Seconds to wait for members of a group, and for each tensor that it sends.')
     ] = GROUP_SECONDS,
     max_body_mib: Annotated[int, typer.Option(min=1, help='MiB of the largest message.')] = BODY_MIB,
+    tensor_parallel_size: Annotated[
+        int, typer.Option(min=1, help='Devices that a copy of the model is split over.')
+    ] = 1,
+    data_parallel_size: Annotated[
+        int, typer.Option(min=1, help='Copies of the model, each on devices of its own.')
+    ] = 1,
 ) -> None:
     """Generate responses for online runs, with the weights that they hand over."""
     with bound_socket(host, port) as bound:
@@ -342,11 +400,16 @@ def serve(
             import vllm  # noqa: F401
 
             limit = max_body_mib * MEBIBYTE
-            app = make_app(Served(trust_remote_code, group_timeout, limit), limit)
+            parallel = {'split': tensor_parallel_size, 'copies': data_parallel_size}
+            served = Served(trust_remote_code, group_timeout, limit, **parallel)
+            app = make_app(served, limit)
         except ImportError as error:
             raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
         logger.info('vLLM generates at http://%s:%d', host, port)
-        serve_app(app, bound)
+        try:
+            serve_app(app, bound)
+        finally:
+            served.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

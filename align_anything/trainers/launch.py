@@ -16,7 +16,7 @@ from align_anything.configs.layers import Call
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.collector import lasting
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import AlignAnythingError, SettingsError, TrainingError
+from align_anything.core.errors import AlignAnythingError, CheckpointError, SettingsError, TrainingError
 from align_anything.core.files import disk_problem
 from align_anything.core.lazy import LazyMapping
 from align_anything.core.logging import get_logger
@@ -57,7 +57,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
         run(pair, algorithm, resolved)
     except AlignAnythingError as error:
         # Every rank finds the same settings wrong; what goes wrong later may concern one rank alone.
-        if is_main() or not isinstance(error, SettingsError):
+        if is_main() or not isinstance(error, (SettingsError, CheckpointError)):
             logger.error('%s:\n%s', type(error).__name__, error)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt as error:
@@ -84,10 +84,12 @@ def import_libraries() -> None:
 def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Path | None:
     """Does what the settings ask for. Returns the folder of what was trained, None where nothing was.
 
-    Raises TrainingError for a disk that is full, and as all that a run consists of.
+    Raises TrainingError for a disk that is full, and as all that a run consists of. Of several ranks, one that is gone
+    ends them all.
     """
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
+    from align_anything.engines.watch import watched
     from align_anything.trainers.runs.composing import with_composed
     from align_anything.trainers.runs.dry_run import dry_run
     from align_anything.trainers.runs.generate import generate
@@ -96,23 +98,24 @@ def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: S
     from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.scoring import score
 
-    try:
-        if algorithm.generates and not algorithm.trains:
-            generate(pair, resolved)
+    with watched():
+        try:
+            if algorithm.generates and not algorithm.trains:
+                generate(pair, resolved)
+                return None
+            resolved = with_model_defaults(with_composed(resolved))
+            if resolved.dry_run:
+                dry_run(pair, resolved)
+            elif not algorithm.trains:
+                score(pair, resolved)
+            else:
+                return (train_online if algorithm.generates else train)(pair, resolved, callbacks)
             return None
-        resolved = with_model_defaults(with_composed(resolved))
-        if resolved.dry_run:
-            dry_run(pair, resolved)
-        elif not algorithm.trains:
-            score(pair, resolved)
-        else:
-            return (train_online if algorithm.generates else train)(pair, resolved, callbacks)
-        return None
-    except OSError as error:
-        problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)
-        if not problem:
-            raise
-        raise TrainingError(problem) from error
+        except OSError as error:
+            problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)
+            if not problem:
+                raise
+            raise TrainingError(problem) from error
 
 
 def settings_of(

@@ -23,6 +23,7 @@ from scripts.bench import (  # noqa: E402
     denoise,
     episodes,
     generate,
+    long_row,
     loss,
     media,
     mixed,
@@ -63,6 +64,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'denoise_grpo': denoise.denoise_grpo,
     'media': media.media,
     'mixed': mixed.mixed,
+    'long_row': long_row.long_row,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -70,6 +71,15 @@ def reset_peak() -> None:
     """Forgets what was in memory before now."""
     # 5 resets the high-water mark of this process's resident memory; ru_maxrss would be the parent's after a fork.
     Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+
+
+def free_at_once() -> None:
+    """Lets this process give each freed tensor back to the system, so that what is resident is what is in use.
+
+    Else blocks below 32 MiB stay for later ones, and a process of smaller tensors seems to need more.
+    """
+    threshold = -3  # M_MMAP_THRESHOLD of mallopt(3)
+    ctypes.CDLL(None).mallopt(threshold, 1 << 20)
 
 
 def _status(name: str) -> int:

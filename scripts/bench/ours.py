@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from scripts.bench.measure import StepClock, cpu_seconds, peak, reset_peak, resident
+from scripts.bench.measure import StepClock, cpu_seconds, free_at_once, peak, reset_peak, resident
 
 SETTINGS = {
     'ds_cfgs': 'ds_z0_config.json',
@@ -61,6 +62,45 @@ def train(
     clock.losses = [record['train/loss'] for record in records]
     clock.norms = [record['train/grad_norm'] for record in records]
     return clock, output
+
+
+class Cost(NamedTuple):
+    """Of one optimizer step: seconds on the wall, CPU seconds, and bytes at the peak above what there was before."""
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+def costs(pair_name: str, argv: list[str]) -> list[Cost]:
+    """What each optimizer step of a run costs this rank, from a batch that lies ready to the new weights."""
+    from align_anything.reporting.console import TrainingConsole
+
+    class Silent(TrainingConsole):
+        """A console that shows nothing."""
+
+        def advance(self, step: int) -> None:
+            """Shows nothing."""
+
+        def report(self, step: int, values: Mapping[str, float]) -> None:
+            """Shows nothing."""
+
+    free_at_once()
+    loop, _ = _loop(pair_name, argv, 'sft', Silent)
+    step, found = loop.engine.train_step, []
+
+    def measured(*args: Any) -> Any:
+        before = resident()
+        reset_peak()
+        began, computed = time.perf_counter(), cpu_seconds()
+        result = step(*args)
+        found.append(Cost(time.perf_counter() - began, cpu_seconds() - computed, peak() - before))
+        return result
+
+    loop.engine.train_step = measured
+    with closing(loop):
+        loop.run()
+    return found
 
 
 def _count(loop: Any, floating: list[int]) -> None:

@@ -60,6 +60,10 @@ class Size:
     shrink: int
     pictures: int
     rollout_steps: int
+    row: int
+    row_hidden: int
+    row_layers: int
+    row_steps: int
 
 
 FULL = Size(
@@ -106,6 +110,10 @@ FULL = Size(
     shrink=1,
     pictures=2,
     rollout_steps=10,
+    row=16 * 1024,
+    row_hidden=256,
+    row_layers=2,
+    row_steps=3,
 )
 QUICK = Size(
     hidden=64,
@@ -151,6 +159,10 @@ QUICK = Size(
     shrink=2,
     pictures=1,
     rollout_steps=4,
+    row=256,
+    row_hidden=64,
+    row_layers=1,
+    row_steps=1,
 )
 
 

@@ -175,3 +175,27 @@ def test_settings_and_links_exist() -> None:
         assert name in known, name
     for target in re.findall(r'\]\(([^)#:]+)(?:#[\w-]*)?\)', TEXT):
         assert (ROOT / 'docs' / target).exists(), target
+
+
+@pytest.mark.extended
+def test_the_command_of_samples_of_several_sizes_runs(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / 'docs' / 'denoising.md').read_text().split('\n## Samples of several sizes\n')[1]
+    (command,) = re.findall(r'```bash\n(deepspeed --module .*?)```', page, re.DOTALL)
+    for said, other in {'--resolution 512': '--resolution 32', '8192': '64'}.items():
+        assert said in command
+        command = command.replace(said, other)
+    rows = []
+    for number, size in enumerate([(64, 64), (96, 48), (48, 96), (96, 48)]):
+        Image.new('RGB', size, 'red').save(tmp_path / f'{number}.png')
+        answer = [{'type': 'image', 'image': f'{number}.png'}]
+        rows.append({'messages': [{'role': 'user', 'content': 'red'}, {'role': 'assistant', 'content': answer}]})
+    write_rows(tmp_path / 'pictures.jsonl', rows)
+    (tmp_path / 'stabilityai').mkdir()
+    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    _, _, module, *argv = shlex.split(command.replace('\\\n', ' '))
+    pair, kind = find_run(*module.split('.')[-2:])
+    monkeypatch.chdir(tmp_path)
+    (ended,) = run([*argv, *PRESET.split()], pair=pair, algorithm=kind)
+    assert ended.code == 0 and 'of several sizes' in ' '.join(ended.output.split()), ended.output

@@ -84,6 +84,7 @@ UNDOING: Mapping[str, Values] = {
         )
     },
     'overwrite_output_dir': {'resume': 'auto'},
+    'checkpoint_staging_dir': {'save_total_limit': 0},
     'fps': {'num_frames': 4},
     'min_frames': {'num_frames': 4},
     'max_frames': {'num_frames': 4},

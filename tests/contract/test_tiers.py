@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
     'tests/invariants/test_eight_bits.py': 'first steps of 8-bit AdamW in tests/engines/test_optim.py',
+    'tests/invariants/test_compiling.py': 'what falls back in tests/models/test_compiling.py',
     'tests/invariants/test_tiling.py': 'gradients of tiles in tests/models/test_tiling.py',
     'tests/learning/test_acting.py': 'the lesson of PPO, and runs in tests/trainers/test_environments.py',
     'tests/learning/test_drawn.py': 'tests/contract/test_emitting_docs.py, whose commands teach a model to draw',
@@ -45,6 +46,9 @@ ONLY_EXTENDED = {
     'tests/learning/test_turning.py': 'runs in tests/trainers/test_acting.py',
     'tests/rollouts/test_vllm_episodes.py': 'episodes of transformers in tests/rollouts/test_episodes.py',
     'tests/trainers/test_environments_vllm.py': 'runs of transformers in tests/trainers/test_environments.py',
+    'tests/trainers/test_planning_denoisers.py': 'plans of token models in tests/trainers/test_planning.py',
+    'tests/trainers/test_staging.py': 'what is written and told in tests/engines/test_staging.py, and test_resume.py',
+    'tests/trainers/test_lost_ranks.py': 'ranks that are killed or raise in tests/engines/test_watch.py',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 

@@ -87,7 +87,8 @@ What a kernel lacks is computed another way:
 - Windows: attention by segment heeds those that a class states in its mask alone (`qwen2_moe`, `phimoe`). Kernels of
   flash-attention do not; such a run is refused, with the advice to set `attn_implementation: sdpa`.
 - Soft caps of attention scores (`gemma2`, `vaultgemma`, PaliGemma 2) and attention sinks (`gpt_oss`): sdpa has neither.
-  Padded rows are computed by `eager`, rows without padding by segment with the scores written out.
+  Padded rows are computed by `eager`, rows without padding by segment with the scores written out; those with soft caps
+  on CUDA in half precision by FlexAttention of torch, with heads of 16 to 256 numbers.
 - Rotary tables that transformers chooses by the longest sequence of a batch (`longrope`, `dynamic`): a run has one
   table, that of `model_max_length`, so that no neighbour changes a score.
 

@@ -15,9 +15,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 NAMES = {'node-1': '10.77.0.1', 'node-2': '10.77.0.2'}
 INTERFACE = 'eth0'
@@ -51,6 +53,26 @@ class Host:
             f'--chdir={os.getcwd()}',
             *argv,
         ]
+
+    def cut_off(self, cut: bool = True) -> None:
+        """Takes the network between the hosts down at this one, or up again; the other hears nothing of that."""
+        subprocess.run(
+            self.command(['ip', 'link', 'set', INTERFACE, 'down' if cut else 'up']), check=True, capture_output=True
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Returns what runs on this host, but for the process that keeps it."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(OSError, psutil.Error):
+                here = os.stat(f'/proc/{process.pid}/ns/net').st_ino == self._network
+                if here and process.pid != self.process and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    @property
+    def _network(self) -> int:
+        return os.stat(f'/proc/{self.process}/ns/net').st_ino
 
     @contextmanager
     def network(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import httpx2
@@ -17,10 +17,12 @@ PATIENCE = 60.0
 
 
 @contextmanager
-def vllm_servers(number: int, host: str = '127.0.0.1') -> Iterator[tuple[list[str], list[int]]]:
-    """Runs servers as long as the context lasts; gives their addresses and the processes."""
+def vllm_servers(
+    number: int, host: str = '127.0.0.1', options: Sequence[str] = ()
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Runs servers, with such options, as long as the context lasts; gives their addresses and the processes."""
     ports = [free_port() for _ in range(number)]
-    processes = [_forked(host, port) for port in ports]
+    processes = [_forked(host, port, options) for port in ports]
     urls = [f'http://{host}:{port}' for port in ports]
     try:
         for url in urls:
@@ -29,15 +31,16 @@ def vllm_servers(number: int, host: str = '127.0.0.1') -> Iterator[tuple[list[st
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                # One that has processes of its own ends them.
+                os.kill(process, signal.SIGTERM if options else signal.SIGKILL)
             os.waitpid(process, 0)
 
 
-def _forked(host: str, port: int) -> int:
+def _forked(host: str, port: int, options: Sequence[str]) -> int:
     process = os.fork()
     if process == 0:
         try:
-            vllm_server.main(['--host', host, '--port', str(port)])
+            vllm_server.main(['--host', host, '--port', str(port), *options])
         finally:
             os._exit(1)
     return process

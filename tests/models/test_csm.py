@@ -35,6 +35,7 @@ from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.testing.tiny.csm import BOOKS, ENTRIES, RATE, UNUSED
+from tests.harness.ranks import run_ranks
 from tests.models.common import lora_cfgs, stir
 from tests.models.samples import assistant, user
 
@@ -214,6 +215,33 @@ def test_layouts_and_neighbours_change_no_score(tiny: Tiny, spec: FamilySpec, tm
     for values, further in found[1:]:
         torch.testing.assert_close(values, found[0][0], atol=1e-9, rtol=0)
         torch.testing.assert_close(further, found[0][1], atol=1e-9, rtol=0)
+
+
+def in_ranks(rank: int, folder: Path, spec: FamilySpec, examples: list[Example], ranks: int) -> tuple[Any, ...]:
+    """Scores of tokens and of what rides beside them, and gradients, of a row that so many ranks share."""
+    register_segment_attention()
+    model = stirred(folder)
+    set_text_attention(model, SEGMENT_ATTENTION)
+    policy = TokenPolicy(model, TokenCollator(spec, 'packed', ranks_per_row=ranks), dtype=torch.float64)
+    scored = policy(policy.collate(examples), further=True)
+    (scored.values.square().sum() + scored.further.square().sum()).backward()
+    gradients = {name: torch.zeros_like(own) if own.grad is None else own.grad for name, own in trained(model)}
+    return scored.values.detach(), scored.further.detach(), gradients
+
+
+@pytest.mark.extended
+def test_ranks_share_rows(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
+    coded(spec, tmp_path, *DIALOGUES)
+    # Of the one the frames stand in the half of one rank.
+    for texts in (DIALOGUES, [[user('sing ' + 'on and on ' * 20), sings(tone(440, 0.3))]]):
+        examples = [coded(spec, tmp_path, conversation).encode(conversation) for conversation in texts]
+        values, further, gradients = in_ranks(0, tiny('csm'), spec, examples, 1)
+        found = run_ranks(in_ranks, 2, args=(tiny('csm'), spec, examples, 2))
+        for own, beside, _ in found:
+            torch.testing.assert_close(own, values, atol=1e-9, rtol=0)
+            torch.testing.assert_close(beside, further, atol=1e-9, rtol=0)
+        for name, wanted in gradients.items():
+            torch.testing.assert_close(sum(own[name] for *_, own in found), wanted, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_the_further_codes_are_read_and_no_later_ones(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:

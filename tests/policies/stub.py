@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class TextFamily:
     softcap: float | None = None
     logit_scale: float = 1.0
     codes: None = None
+    components: ClassVar[dict[str, list[str]]] = {}
 
     def heads(self, model: torch.nn.Module) -> list[OutputHead]:
         return output_heads(model)

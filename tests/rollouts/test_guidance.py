@@ -20,6 +20,7 @@ from align_anything.rollouts.experience import complete
 from align_anything.rollouts.grammar import Emission
 from align_anything.rollouts.hf import HFRollouts
 from tests.harness.once import once
+from tests.harness.ranks import run_ranks
 from tests.models.mixed import policy_of
 from tests.models.samples import load, picture, single, user
 from tests.rollouts.emitting import emitting, load_emitting
@@ -125,6 +126,29 @@ def test_scores_and_gradients_are_those_of_mixed_logits(folder: Path, spec: Fami
     named = dict(plain.model.named_parameters())
     for name, parameter in policy.model.named_parameters():
         torch.testing.assert_close(parameter.grad, named[name].grad, atol=2e-4, rtol=2e-3, msg=name)
+
+
+def in_ranks(rank: int, folder: Path, spec: FamilySpec, examples: list[Example], layout: str, ranks: int) -> Any:
+    """Scores of a row that so many ranks share, and gradients."""
+    model = opening_policy(folder, spec, layout).model
+    collate = TokenCollator(spec, layout, guidance=SCALE, ranks_per_row=ranks)
+    policy = TokenPolicy(model, collate, dtype=torch.float32)
+    found = policy(collate(examples)).values
+    (found * torch.linspace(-1, 1, len(found))).sum().backward()
+    return found.detach(), {name: own.grad for name, own in model.named_parameters()}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('layout', LAYOUTS[1:])
+def test_ranks_share_rows(folder: Path, spec: FamilySpec, layout: str) -> None:
+    examples = generated(opening_policy(folder, spec), spec, BOTH)
+    expected, gradients = in_ranks(0, folder, spec, examples, layout, 1)
+    found = run_ranks(in_ranks, 2, args=(folder, spec, examples, layout, 2))
+    for own, _ in found:
+        torch.testing.assert_close(own, expected, atol=5e-5, rtol=1e-4)
+    for name, wanted in gradients.items():
+        summed = sum(own[name] for _, own in found)
+        torch.testing.assert_close(summed, wanted, atol=2e-4, rtol=2e-3, msg=name)
 
 
 def test_a_response_counts_for_both_of_its_prompts(spec: FamilySpec, folder: Path) -> None:

@@ -60,11 +60,16 @@ def options(**changes: Any) -> VLLMOptions:
 
 
 def started(
-    folder: Path, spec: FamilySpec, model: torch.nn.Module, servers: Sequence[str] = (), **changes: Any
+    folder: Path,
+    spec: FamilySpec,
+    model: torch.nn.Module,
+    servers: Sequence[str] = (),
+    backend: str | None = 'gloo',
+    **changes: Any,
 ) -> VLLMRollouts:
     weights = partial(handed_over, model, dict)
     how = options(**changes)
-    engine = Servers(servers, str(folder), how, 60.0, 'gloo') if servers else Engine(str(folder), how)
+    engine = Servers(servers, str(folder), how, 900.0, backend) if servers else Engine(str(folder), how)
     return VLLMRollouts(spec, weights, engine)
 
 
@@ -112,14 +117,30 @@ def test_servers_sample_what_the_policy_samples(tiny: Tiny) -> None:
         run_ranks(samples_as_the_policy, 1, args=(tiny('qwen2_vl'), ['image', 'video'], 1.0, urls))
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize(('parallel', 'backend'), [('tensor', 'gloo'), ('data', None)])
+def test_a_server_of_several_devices_samples_what_the_policy_samples(
+    parallel: str, backend: str | None, tiny: Tiny
+) -> None:
+    """Every worker of every copy has the new weights, which come through a group that has all of them, or over HTTP."""
+    how = [f'--{parallel}-parallel-size', '2', '--group-timeout', '600']
+    with vllm_servers(1, options=how) as (urls, _):
+        run_ranks(samples_as_the_policy, 1, 1800.0, args=(tiny('llama'), [], 0.7, urls, backend))
+
+
 def samples_as_the_policy(
-    rank: int, folder: Path, kinds: list[str], temperature: float, servers: Sequence[str] = ()
+    rank: int,
+    folder: Path,
+    kinds: list[str],
+    temperature: float,
+    servers: Sequence[str] = (),
+    backend: str | None = 'gloo',
 ) -> None:
     spec = load(folder)
     policy = policy_of(folder, spec, 'padded').eval()
     policy.set_temperature(temperature)
     examples = prompts(spec, kinds)
-    engine = started(folder, spec, policy.model, servers, reweighs=temperature != 1)
+    engine = started(folder, spec, policy.model, servers, backend, reweighs=temperature != 1)
     own = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=8)
     for version in range(2):
         engine.sync(version)

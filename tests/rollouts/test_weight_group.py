@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -156,3 +157,67 @@ def test_a_run_hears_of_a_side_that_is_gone_what_the_server_says_of_it(
     with pytest.raises(TrainingError, match='/weights answered 500: the rank that feeds this server is gone'):
         servers(url).load(lambda: iter([('a', torch.ones(1))]))
     assert httpx2.get(f'{url}/health').json() == {'status': 'ok', 'model': None}
+
+
+class Workers:
+    """Stands in for an engine of several devices."""
+
+    made: ClassVar[list[Workers]] = []
+
+    def __init__(self, source: str, options: VLLMOptions, copies: int) -> None:
+        self.source, self.options, self.copies, self.started = source, options, copies, False
+        self.told: list[Any] = []
+        self.made.append(self)
+
+    def start(self) -> None:
+        self.started = True
+
+    def join(self, **member: Any) -> None:
+        self.told.append((member['rank'], member['size'], member['backend']))
+
+    def begin_weights(self) -> None:
+        self.told.append('begin')
+
+    def receive(self, shapes: Any, backend: str, seconds: float) -> None:
+        self.told.append([name for name, *_ in shapes])
+
+    def read(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.told.append({name: tensor.tolist() for name, tensor in tensors.items()})
+
+    def use(self) -> None:
+        self.told.append('use')
+
+
+@pytest.mark.parametrize('backend', ['gloo', None])
+def test_every_worker_of_a_server_is_a_member_of_the_group(
+    backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three servers, of which one has a device, one a copy on two, and one two copies on two each."""
+    single: list[Any] = []
+    monkeypatch.setattr(Workers, 'made', [])
+    monkeypatch.setattr(vllm_server, 'ParallelEngine', Workers)
+    monkeypatch.setattr(
+        vllm_server, 'join_group', lambda **member: single.append((member['rank'], member['size'])) or single
+    )
+    monkeypatch.setattr(vllm_server, 'receive', lambda *_: {})
+    monkeypatch.setattr(Engine, 'load', lambda self, named: None)
+    monkeypatch.setattr(vllm_client, 'CHUNK_BYTES', 4)
+    joined: list[Any] = []
+    monkeypatch.setattr(vllm_client, 'join_group', lambda **member: joined.append(member) or joined)
+    monkeypatch.setattr(vllm_client, 'send', lambda *_: None)
+    weights = {'a': torch.ones(1), 'b': torch.zeros(1)}
+    parts = [Served(), Served(split=2), Served(split=2, copies=2)]
+    with ExitStack() as stack:
+        urls = [stack.enter_context(served(make_app(one))) for one in parts]
+        fed = Servers(urls, 'tiny', VLLMOptions('float32', 8), 60.0, backend)
+        for _ in range(2):
+            fed.load(lambda: iter(weights.items()))
+        assert [httpx2.get(f'{url}/health').json().get('workers') for url in urls] == [None, 2, 4]
+    one, other = sorted(Workers.made, key=lambda own: own.copies)
+    assert (one.copies, other.copies, one.options.tensor_parallel_size) == (1, 2, 2) and one.source == 'tiny'
+    if backend is None:
+        assert one.told == other.told == ['begin', {'a': [1.0]}, {'b': [0.0]}, 'use'] * 2 and not joined
+        return
+    assert [member['size'] for member in joined] == [8] and single == [(1, 8)]
+    handed = ['begin', ['a'], ['b'], 'use'] * 2
+    assert one.told == [(2, 8, 'gloo'), *handed] and other.told == [(4, 8, 'gloo'), *handed]

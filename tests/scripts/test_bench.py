@@ -72,6 +72,7 @@ RATIOS = {
     'denoise_grpo': ['sd3 GRPO update: window / all steps'],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
     'media': ['media wait'],
+    'long_row': [f'long row of {QUICK.row} tokens: 2 ranks / one, {what}' for what in ('wall time', 'memory')],
     'mixed': ['mixed: work of the busier rank / mean'],
     'startup': ['import align_anything', 'start to first optimizer step: run / bare script'],
 }

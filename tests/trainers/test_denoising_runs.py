@@ -39,6 +39,7 @@ GRPO: dict[str, dict[str, Any]] = {
     'dance': {'sde_kernel': 'dance_sde'},
     'cps': {'sde_kernel': 'cps'},
     'no-reference': {'beta': 0.0, 'update_iters': 2, 'learning_rate': 1e-7},
+    'budget': {'max_length_per_batch': 64},
     'kl-of-flow-grpo': {'kl_form': 'flow_grpo', 'beta': 0.04},
 }
 FIRST = 'guard dppo guided sliding'.split()
@@ -64,7 +65,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     'overlong': ('grpo', {'overlong_buffer': 4}, 'train_cfgs.overlong_buffer is for responses that may be clipped'),
     'samples': ('sft', {'sample_cache_dir': 'kept'}, 'data_cfgs.sample_cache_dir (command line'),
     'scores': ('dpo', {**SHOWN, 'reference_cache_dir': 'kept'}, 'train_cfgs.reference_cache_dir'),
-    'budget': ('sft', {'max_length_per_batch': 512}, 'train_cfgs.max_length_per_batch (command line'),
+    'grouping': (
+        'sft',
+        {'max_length_per_batch': 512, 'group_by_length': True},
+        'train_cfgs.group_by_length (command line',
+    ),
     'kernel': ('grpo', {'sde_kernel': 'ddim'}, 'ddim'),
     'window': ('grpo', {'sde_window': 3}, 'diffusion_cfgs.sde_window: a window of 3 steps'),
     'weighting': ('sft', {'loss_weighting': 'min_snr'}, 'min_snr'),

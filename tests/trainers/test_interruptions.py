@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(settings: Settings, tmp_path: Path,
 
     [ended] = run(settings(tmp_path, save_interval=2, save_total_limit=1), before=before)
     assert ended.code == 2, ended.output
-    line = ended.output[ended.output.index('TrainingError') :]
+    line = ended.output[ended.output.index('CheckpointError') :]
     assert f'the checkpoint {tmp_path}/slice_2 is not complete: after 10 bytes of it' in line
     assert 'the disk is full' in line and 'bytes are free' in line and 'Traceback' not in ended.output
     assert list(tmp_path.glob('slice_*')) == []

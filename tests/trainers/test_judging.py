@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align_anything.core.errors import ModelError, SettingsError
-from align_anything.core.types import Example, Response
+from align_anything.core.types import Cost, Example, Response
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.rewards.base import Completion
@@ -23,6 +23,7 @@ from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.model_checks import require_positions, require_reference_reads
 from align_anything.trainers.runs.roles import ModelJudge, critic_spec, spec_of_judge
+from tests.harness.ranks import run_ranks
 from tests.models.samples import assistant, load, single, user
 from tests.rewards.common import completion
 from tests.trainers.runs import lines, run, text_rows, write_rows
@@ -34,6 +35,20 @@ Tiny = Callable[..., Path]
 LONG = 'sun ' * 60
 
 
+class Collate:
+    """Hands the Examples on as they are, and counts tokens."""
+
+    def __call__(self, examples: list[Example]) -> Any:
+        return SimpleNamespace(to=lambda device: examples)
+
+    def cost(self, example: Example) -> Cost:
+        lengths = [len(example.prompt) + len(response) for response in example.responses]
+        return Cost(len(lengths), max(lengths, default=0), float(sum(lengths)))
+
+    def size(self, examples: list[Example]) -> int:
+        return sum(self.cost(example).size for example in examples)
+
+
 @dataclass
 class Reader:
     """Stands for the engine of a reward model: keeps the ids that it is given, and scores each by its length."""
@@ -43,7 +58,7 @@ class Reader:
 
     @property
     def policy(self) -> Any:
-        return SimpleNamespace(collate=lambda examples: SimpleNamespace(to=lambda device: examples))
+        return SimpleNamespace(collate=Collate())
 
     def score(self, examples: list[Example]) -> Any:
         found = [[*example.prompt.ids.tolist(), *one.ids.tolist()] for example in examples for one in example.responses]
@@ -75,6 +90,25 @@ def test_what_a_model_cannot_read_gets_its_score_and_moves_no_other(batch_size: 
     assert all('my-judge, which reads 40' in item.reason for item in judge.unread())
     assert judge(of_prompts(['Yes.'])) and judge.unread() == [], 'of the last call'
     assert judge([]) == []
+
+
+def test_ranks_score_completions_of_each_other_and_get_their_scores(tiny: Tiny) -> None:
+    spec = load(tiny('llama'), max_length=16)
+
+    def body(rank: int) -> tuple[list[float], list[float], int]:
+        reader, alone = Reader([]), Reader([])
+        own = (
+            of_prompts(['Yes.', LONG, 'No, and no.'], ['Because.', 'Who knows?', 'I.']) if rank else of_prompts(['A.'])
+        )
+        scores, plain = (
+            ModelJudge('my-judge', one, spec, 1, 40, -7.5, budget=budget, exchanges=True)(own)
+            for one, budget in ((reader, 60), (alone, None))
+        )
+        return scores, plain, len(reader.read)
+
+    (few, alone, read), (many, same, also) = run_ranks(body, 2)
+    assert few == alone and many == same and many[1] == -7.5
+    assert {read, also} == {3}, 'six that can be read, one of which was here'
 
 
 def test_a_response_that_its_template_refuses_ends_no_run(tiny: Tiny) -> None:

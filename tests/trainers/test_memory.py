@@ -102,6 +102,23 @@ def test_a_reference_has_a_precision_and_a_model_of_its_own_and_shares_what_is_f
     assert other['reference'] == Memory(4.0 * size(AnyModel.from_pretrained(tiny('qwen2'))))
 
 
+def test_quantised_weights_take_their_few_bits_and_their_scales(tiny: Tiny) -> None:
+    lora = {'bf16': True, 'use_lora': True}
+    model = AnyModel.from_pretrained(tiny('llama'))
+    layers = sum(module.weight.numel() for module in model.model.modules() if isinstance(module, torch.nn.Linear))
+    rows = sum(module.out_features for module in model.model.modules() if isinstance(module, torch.nn.Linear))
+    whole = held('sft', tiny('llama'), **lora)['policy']
+    quantised = {
+        bits: held('sft', tiny('llama'), use_bnb=True, load_in_4bit=bits != 8, load_in_8bit=bits == 8, **lora, **more)
+        for bits, more in ((4, {}), (5, {'bnb_4bit_use_double_quant': False}), (8, {}))
+    }
+    spared = {bits: whole.weights - own['policy'].weights for bits, own in quantised.items()}
+    assert spared[4] == pytest.approx(layers * (2 - 0.5 - (1 + 4 / 256) / 64))
+    assert spared[5] == pytest.approx(layers * (2 - 0.5 - 4 / 64))
+    assert spared[8] == layers * (2 - 1) - 4 * rows
+    assert all(replace(own['policy'], weights=whole.weights) == whole for own in quantised.values())
+
+
 def test_an_average_in_host_memory_takes_nothing_of_the_device(tiny: Tiny) -> None:
     settings = {'pair': 'text_to_image', 'samples': 1, 'train_template': 'Messages', 'ema_decay': 0.9}
     on_device, aside = (held('sft', tiny('sd3'), ema_on_cpu=aside, **settings) for aside in (False, True))

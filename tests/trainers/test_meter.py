@@ -5,14 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Callable
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from align_anything.core.flops import Flops
 from align_anything.core.logging import get_logger
-from align_anything.trainers.loops.meter import LOOKED_AT, Meter
+from align_anything.trainers.loops import meter
+from align_anything.trainers.loops.meter import LOOKED_AT, TIMED, TIMED_EVERY, Meter
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import lines, sft, succeed, text_rows, write_rows
 
@@ -26,19 +34,27 @@ def test_operations_a_second_and_what_time_goes_to() -> None:
     assert Meter(peak=1.0).read(Flops(), 1.0, 2.0, {'data': 1.0}) == {'share/data': 0.5}
 
 
-def warned(seconds: dict[str, float], work: float = 1.0, reports: int = LOOKED_AT + 3) -> list[str]:
-    """The warnings of this rank when every step takes ten seconds."""
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """What the meter warns of meanwhile."""
     found: list[str] = []
 
     class Kept(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found.append(record.getMessage())
 
-    logger, handler, meter = get_logger('align_anything.trainers.loops.meter'), Kept(), Meter()
+    logger, handler = get_logger('align_anything.trainers.loops.meter'), Kept()
     logger.addHandler(handler)
-    for _ in range(reports):
-        meter.read(Flops(work), 1.0, 10.0, seconds)
+    yield found
     logger.removeHandler(handler)
+
+
+def warned(seconds: dict[str, float], work: float = 1.0, reports: int = LOOKED_AT + 3) -> list[str]:
+    """The warnings of this rank when every step takes ten seconds."""
+    own = Meter()
+    with listening() as found:
+        for _ in range(reports):
+            own.read(Flops(work), 1.0, 10.0, seconds)
     return found
 
 
@@ -68,6 +84,67 @@ def test_a_rank_that_holds_the_others_up_is_told_with_its_number() -> None:
         'ranks wait for the one that generates longest: 30% of 40 seconds, in the mean',
         'rank 1 holds the others up: it has 1',
     ]
+
+
+def test_a_rank_that_waits_for_rows_or_rewards_alone_is_named() -> None:
+    def body(rank: int) -> list[str]:
+        socket.gethostname = lambda: f'node-{rank}'
+        return warned({'data': 0.2 + 4.0 * (rank == 2), 'reward': 3.0 + 3.0 * (rank == 0)})
+
+    said, *_ = run_ranks(body, 3)
+    assert [text.partition('. ')[0] for text in said] == [
+        'the loader holds the run up: 42% of 40 seconds went to waiting for rows, on rank 2 (node-2); on the others 2%',
+        'rewards hold the run up: 60% of 40 seconds went to them, on rank 0 (node-0); on the others 30%',
+    ]
+
+
+@pytest.mark.parametrize('slow', [True, False])
+def test_a_rank_that_computes_slowly_is_named_though_all_wait_in_collectives(slow: bool) -> None:
+    def body(rank: int) -> list[str]:
+        class Layer(nn.Linear):
+            def forward(self, given: Tensor) -> Tensor:
+                time.sleep(0.04 if slow and rank == 1 else 0.01)
+                return super().forward(given)
+
+        socket.gethostname = lambda: f'node-{rank}'
+        own, model = Meter(), nn.Sequential(Layer(2, 2), Layer(2, 2))
+        with listening() as found:
+            for _ in range(TIMED_EVERY * TIMED):
+                with own.timing(model):
+                    model(torch.zeros(1, 2))
+                    dist.barrier()
+                own.read(Flops(1.0), 1.0, 10.0, {'data': 0.0})
+        return found
+
+    said, elsewhere = run_ranks(body, 2)
+    assert len(said) == slow and not elsewhere
+    assert all(
+        re.match(r'rank 1 on node-1 holds the others up: it computes [234]\.\d times as long', text) for text in said
+    )
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    'engine', [{'ds_cfgs': 'ds_z3_config.json'}, {'engine': 'fsdp', 'ds_cfgs': None}], ids=['z3', 'fsdp']
+)
+def test_a_slow_rank_is_named_where_each_layer_waits_for_weights(
+    engine: dict[str, str | None], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    def slows(rank: int) -> None:
+        meter.TELLING = 0.0
+        forward = nn.Linear.forward
+
+        def slowly(self: nn.Linear, given: Tensor) -> Tensor:
+            time.sleep(0.004)
+            return forward(self, given)
+
+        if rank == 1:
+            nn.Linear.forward = slowly
+
+    rows = write_rows(tmp_path / 'rows.jsonl', text_rows(64))
+    steps = TIMED_EVERY * TIMED
+    told = succeed(sft(tmp_path / 'run', tiny('llama'), rows, max_steps=steps, **engine), 2, before=slows)
+    assert f'rank 1 on {socket.gethostname()} holds the others up: it computes' in told
 
 
 def test_a_run_tells_its_operations_and_writes_a_profile(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from align_anything.reporting import console
 from align_anything.reporting.console import StageConsole
 from align_anything.trainers.runs import prepare
 from align_anything.trainers.runs import reference as module
-from align_anything.trainers.runs.prepare import require_shared
+from align_anything.trainers.runs.output_folder import require_shared
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import die, run, sft, succeed, warm, write_rows
 from tests.trainers.test_reference import ROWS, opened, pairs
@@ -62,10 +62,11 @@ def test_a_complete_cache_needs_no_copy_and_the_log_counts_all_ranks(tiny: Calla
 
 def test_ranks_that_do_not_see_one_folder_are_told(tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        require_shared(TensorStore(tmp_path, 'scores', '', 'a_cfgs.folder'))
-        own = TensorStore(tmp_path / f'node{rank}', 'scores', '', 'a_cfgs.folder')
-        with pytest.raises(SettingsError, match=r'a_cfgs.folder: of 2 processes only 1 see .* all nodes share'):
-            require_shared(own)
+        require_shared(tmp_path, 'a_cfgs.folder', 'Ranks divide the work')
+        own = tmp_path / f'node{rank}'
+        own.mkdir()
+        with pytest.raises(SettingsError, match=r'a_cfgs.folder: .* not seen by 1 of them, on .* Ranks divide'):
+            require_shared(own, 'a_cfgs.folder', 'Ranks divide the work')
 
     run_ranks(work, 2)
     assert not [path for path in tmp_path.rglob('*') if path.is_file()]

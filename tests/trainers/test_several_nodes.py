@@ -73,10 +73,12 @@ def hosts(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @contextmanager
 def started(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Runs commands side by side, and leaves none behind. What they write is in `output`, which a failure shows."""
-    with open('output.log', 'wb') as file, ExitStack() as stack:
+    """Runs commands side by side, and leaves none behind. What they write is in `logs`, which a failure shows."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(f'output-{number}.log', 'wb')) for number in range(len(commands))]
         processes = [
-            stack.enter_context(subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT)) for argv in commands
+            stack.enter_context(subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT))
+            for argv, file in zip(commands, files, strict=True)
         ]
         try:
             yield processes
@@ -85,7 +87,12 @@ def started(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]
                 if process.poll() is None:
                     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                         one.kill()
-            print(Path('output.log').read_text())
+            print(logs())
+
+
+def logs() -> str:
+    """What the commands wrote that were started last."""
+    return '\n'.join(path.read_text() for path in sorted(Path().glob('output-*.log')))
 
 
 def ended(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
@@ -97,23 +104,32 @@ def ended(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_torchrun(alone: Path, hosts: Hosts) -> None:
-    with started(*[host.command(command('torchrun')) for host in hosts]) as processes:
+    with started(*with_torchrun(hosts)) as processes:
         assert ended(processes) == [0, 0]
     assert_same(alone, Path('output/sft'))
-    assert 'it means nothing' not in Path('output.log').read_text(), 'the settings of a run are those of another'
+    assert 'it means nothing' not in logs(), 'the settings of a run are those of another'
 
 
 @pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_deepspeed_without_ssh(alone: Path, hosts: Hosts) -> None:
+    with started(*without_ssh(hosts)) as processes:
+        assert ended(processes) == [0, 0]
+    assert_same(alone, Path('output/sft'))
+
+
+def without_ssh(hosts: Hosts, *more: str) -> list[list[str]]:
+    """The command on each host."""
     Path('hosts').write_text(block('node-1 '))
     argv = command('deepspeed --hostfile hosts --no_ssh')
     place = argv.index('--node_rank') + 1
-    each = [[*argv[:place], str(number), *argv[place + 1 :]] for number in range(2)]
-    with started(*[host.command(own) for host, own in zip(hosts, each, strict=True)]) as processes:
-        assert ended(processes) == [0, 0]
-    assert_same(alone, Path('output/sft'))
+    return [host.command([*argv[:place], str(number), *argv[place + 1 :], *more]) for number, host in enumerate(hosts)]
+
+
+def with_torchrun(hosts: Hosts, *more: str) -> list[list[str]]:
+    """The command on each host."""
+    return [host.command([*command('torchrun'), *more]) for host in hosts]
 
 
 @pytest.mark.extended
@@ -132,7 +148,7 @@ def test_deepspeed_over_ssh(alone: Path, hosts: Hosts) -> None:
         ) as processes,
     ):
         assert ended(processes) == [0]
-    assert 'node-2: ' in Path('output.log').read_text(), 'pdsh says which host speaks'
+    assert 'node-2: ' in logs(), 'pdsh says which host speaks'
     assert_same(alone, Path('output/sft'))
 
 
@@ -195,12 +211,12 @@ def test_slurm_stops_a_job_and_the_next_one_goes_on(alone: Path, hosts: Hosts, m
             for one in [psutil.Process(task), *psutil.Process(task).children(recursive=True)]:
                 one.send_signal(signal.SIGTERM)
         assert ended(processes) != [0]
-    assert 'stopped by SIGTERM after step' in Path('output.log').read_text()
+    assert 'stopped by SIGTERM after step' in logs()
     done = len(lines(metrics))
     assert 0 < done < STEPS and Path(f'output/sft/slice_{done}').is_dir()
     with started(['bash', 'job.sh']) as processes:
         assert ended(processes) == [0]
-    assert f'after step {done} of {STEPS}' in Path('output.log').read_text()
+    assert f'after step {done} of {STEPS}' in logs()
     assert_same(alone, Path('output/sft'))
 
 

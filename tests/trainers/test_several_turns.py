@@ -342,7 +342,10 @@ def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp
         per_unit = response['per_unit']
         assert turn.length == len(turn.old)
         assert per_unit['rollout'].tolist() == pytest.approx(turn.old, abs=1e-4)
-        assert per_unit['old'].tolist() == pytest.approx(turn.old, abs=1e-4)
+        # Of one update on a rollout only what is taken off the reward asks for them before it.
+        assert ('old' in per_unit) == (name not in ('grpo', 'dapo', 'gspo', 'online_dpo'))
+        if 'old' in per_unit:
+            assert per_unit['old'].tolist() == pytest.approx(turn.old, abs=1e-4)
         assert per_unit['reference'].tolist() == pytest.approx(turn.reference, abs=1e-4)
         for role in (role for role in algorithm.trains if role != 'policy'):
             assert per_unit[f'values/{role}'].tolist() == pytest.approx(turn.values[role], abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from align_anything.trainers.runs import rollout_engine
 from tests.harness.hosts import INTERFACE, two_hosts, why_no_hosts
 from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
-from tests.trainers.runs import die, run
+from tests.trainers.runs import die, nothing, run
 from tests.trainers.test_online import argv, folder, metrics_of, named
 from tests.trainers.test_resume import assert_same
 
@@ -142,7 +143,7 @@ def test_ranks_generate_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tm
         ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
         (
             {'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2},
-            'generates on one device',
+            'generates on devices of its own',
         ),
         (
             {'use_vllm': True, 'generation_batch_size': 2},
@@ -180,3 +181,37 @@ def test_a_server_on_another_host(folder: Path, tiny: Tiny, tmp_path: Path, monk
         with first.network():
             assert_same(here, trained('http', urls[0]))
             assert_same(here, trained('gloo', urls[0], vllm_server_transfer='gloo'))
+
+
+@pytest.mark.extended
+def test_a_server_whose_host_is_down_ends_the_run_which_goes_on(
+    folder: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := why_no_hosts():
+        pytest.skip(f'no second host can be made here: {why}')
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    with two_hosts(tmp_path) as (first, second), second.network(), vllm_servers(1, second.address) as (urls, _):
+        changes = {**SMALL, 'vllm_server_urls': f'[{urls[0]}]', 'save_interval': 4, 'save_total_limit': 2}
+
+        def is_cut(rank: int) -> None:
+            generate = VLLMRollouts.generate
+
+            def watched(self: VLLMRollouts, *given: Any) -> Any:
+                if self.version:
+                    second.cut_off()
+                return generate(self, *given)
+
+            VLLMRollouts.generate = watched
+
+        def ended(output: Path, before: Callable[[int], None] = nothing, *more: str) -> Any:
+            return run([*argv(folder, output, tiny('qwen2'), **changes), *more], before=before, algorithm=named('grpo'))
+
+        with first.network():
+            assert [one.code for one in ended(whole)] == [0]
+            began = time.monotonic()
+            (lost,) = ended(broken, is_cut)
+            assert lost.code == 2 and f'{urls[0]}/generate is gone' in lost.output, lost.output
+            assert time.monotonic() - began < 60 and 'with resume' in lost.output and 'Traceback' not in lost.output
+            second.cut_off(False)
+            assert [one.code for one in ended(broken, nothing, '--resume', 'auto')] == [0]
+    assert_same(whole, broken)

@@ -1,15 +1,18 @@
-"""How much a denoiser keeps for its backward pass, counted from a pass in which no number is computed."""
+"""What a denoiser keeps for its backward pass and computes, counted from a pass in which no number is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
+from align_anything.core.counting import Counting
 from align_anything.models.diffusion.library import component_class, pipeline_class, quiet
 from align_anything.models.diffusion.opening import skeleton
 from align_anything.models.diffusion.spec import DiffusionSpec
@@ -17,15 +20,56 @@ from align_anything.models.diffusion.spec import DiffusionSpec
 LEVEL = 0.5
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass takes.
+
+    Attributes:
+        kept: bytes that wait for the backward pass.
+        products, attention: floating point operations in matrices and convolutions, and of attention.
+    """
+
+    kept: float
+    products: float
+    attention: float
+
+
 def kept_for_backward(spec: DiffusionSpec, denoiser: nn.Module, rows: int, dtype: torch.dtype) -> float | None:
-    """Returns the bytes that a denoiser on the meta device keeps of `rows` samples of the default size.
+    """Returns the bytes that a denoiser on the meta device keeps of `rows` samples, see `forward_pass`."""
+    found = forward_pass(spec, denoiser, rows, dtype)
+    return None if found is None else found.kept
+
+
+def forward_pass(spec: DiffusionSpec, denoiser: nn.Module, rows: int, dtype: torch.dtype) -> Pass | None:
+    """Returns what a pass of a denoiser on the meta device over `rows` samples of the default size takes.
 
     It is called as in training, on tensors that have a shape and a place and no content, so that neither weights nor
-    memory is needed. Returns None for a family that looks at numbers to know a shape (prompts cut to their length, for
-    instance): it cannot be called so.
+    memory is needed. Where a family looks at numbers to know a shape (prompts cut to their length, for instance), only
+    what networks compute is without content, and what tokenizers make is as it is. Returns None where that does not do.
     """
-    mode, counted = FakeTensorMode(allow_non_fake_inputs=True), {}
-    frozen, model, own = _without_weights(spec, mode), deepcopy(denoiser).train(), set()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    frozen, model = _without_weights(spec, mode), deepcopy(denoiser).train()
+    with mode:
+        # On the CPU, where attention keeps what it does on a GPU.
+        model.to_empty(device='cpu')
+        for module in model.modules():
+            # What is neither a weight nor a buffer stays on the meta device otherwise.
+            for name, value in [*vars(module).items()]:
+                if torch.is_tensor(value) and value.is_meta:
+                    setattr(module, name, torch.empty_like(value, device='cpu'))
+        sample = torch.empty(rows, *spec.latent_shape(spec.default_size()), dtype=dtype)
+    for within in (mode, _MasksAsNumbers()):
+        try:
+            with within:
+                return _called(spec, frozen, model, sample)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            continue
+    return None
+
+
+def _called(spec: DiffusionSpec, frozen: Any, model: nn.Module, sample: Tensor) -> Pass:
+    rows, counted = len(sample), {}
+    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -34,21 +78,20 @@ def kept_for_backward(spec: DiffusionSpec, denoiser: nn.Module, rows: int, dtype
             counted[storage._cdata] = storage, storage.nbytes()
         return tensor
 
-    try:
-        with mode:
-            conditions = spec.stack([_conditions(spec, frozen)] * rows)
-            # On the CPU, where attention keeps what it does on a GPU.
-            model.to_empty(device='cpu')
-            own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
-            sample = torch.empty(rows, *spec.latent_shape(spec.default_size()), dtype=dtype)
-            given = {
-                name: value.to(dtype) if value.is_floating_point() else value for name, value in conditions.items()
-            }
-            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                spec.predict(model, sample, torch.full((rows,), LEVEL), given, 1.0)
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        return None
-    return float(sum(size for _, size in counted.values()))
+    conditions = spec.stack([_conditions(spec, frozen)] * rows)
+    given = {name: value.to(sample.dtype) if value.is_floating_point() else value for name, value in conditions.items()}
+    with Counting() as counting, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        spec.predict(model, sample, torch.full((rows,), LEVEL), given, 1.0)
+    return Pass(float(sum(size for _, size in counted.values())), counting.products, counting.attention)
+
+
+class _MasksAsNumbers(TorchFunctionMode):
+    """Takes what a mask with content chooses by its numbers: of something without content that has a shape."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and torch.is_tensor(args[1]) and args[1].dtype == torch.bool:
+            args = args[0], args[1].nonzero(as_tuple=True)
+        return func(*args, **(kwargs or {}))
 
 
 def _conditions(spec: DiffusionSpec, frozen: Any) -> Mapping[str, Tensor]:

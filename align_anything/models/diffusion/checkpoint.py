@@ -15,6 +15,7 @@ from align_anything.models.checkpointing import ALL_LAYERS, Checkpointing
 from align_anything.models.diffusion.families import spec_class
 from align_anything.models.diffusion.library import component_class, quiet, require_diffusers
 from align_anything.models.diffusion.opening import skeleton
+from align_anything.models.diffusion.several import remembered
 
 if TYPE_CHECKING:
     from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
@@ -23,6 +24,8 @@ logger = get_logger(__name__)
 INDEX = 'model_index.json'
 LORA_FILE = 'pytorch_lora_weights.safetensors'
 LISTED = 12
+CONFIGURATIONS = ['*.json', '*.txt', '*.model']
+"""Files of a pipeline beside its weights, in folders too."""
 
 
 def is_pipeline(source: str | Path) -> bool:
@@ -51,6 +54,22 @@ def pipeline_folder(source: str | Path) -> Path:
         return Path(diffusers.DiffusionPipeline.download(str(source)))
     except (OSError, ValueError) as error:
         raise ModelError(f'the pipeline {source} is no folder here and cannot be downloaded: {error}') from error
+
+
+def configuration_folder(source: str | Path) -> Path:
+    """Returns a folder with all of a pipeline but its weights; of one of the hub the rest is downloaded.
+
+    Raises ModelError where there is none.
+    """
+    if Path(source).exists():
+        return pipeline_folder(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=CONFIGURATIONS))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ModelError(f'the configurations of {source} cannot be downloaded: {error}') from error
 
 
 def load_spec(
@@ -156,7 +175,7 @@ def enable_gradient_checkpointing(denoiser: nn.Module, spec: DiffusionSpec, how:
     reason = spec.no_checkpointing
     if not reason:
         try:
-            denoiser.enable_gradient_checkpointing(how.function)
+            denoiser.enable_gradient_checkpointing(remembered(how.function))
             return
         except ValueError as error:
             reason = str(error)

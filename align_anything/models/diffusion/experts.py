@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align_anything.models.diffusion.several import narrowed
+
 
 class Experts(nn.Module):
     """Denoisers of which each predicts the samples of its own noise levels; called as one of them.
@@ -35,12 +37,13 @@ class Experts(nn.Module):
             if not len(rows) and not self.training:
                 continue
             used = rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device)
-            output = self.get_submodule(name)(
-                hidden_states=hidden_states[used],
-                timestep=timestep[used],
-                encoder_hidden_states=encoder_hidden_states[used],
-                return_dict=False,
-            )[0]
+            with narrowed(used):
+                output = self.get_submodule(name)(
+                    hidden_states=hidden_states[used],
+                    timestep=timestep[used],
+                    encoder_hidden_states=encoder_hidden_states[used],
+                    return_dict=False,
+                )[0]
             if len(rows):
                 predicted = predicted.index_copy(0, rows, output.to(predicted.dtype))
             else:

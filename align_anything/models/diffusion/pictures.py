@@ -31,9 +31,14 @@ class PictureSpec(DiffusionSpec):
         """Channels of the latents."""
         return self.configs['vae']['latent_channels']
 
+    @property
+    def size_unit(self) -> int:
+        """Pixels that sides must be a multiple of."""
+        return self.factor * self.side_multiple
+
     def check(self) -> None:
         """Raises ModelError for a resolution that is no multiple of the autoencoder's and the patches' sides."""
-        size, unit = self.default_size(), self.factor * self.side_multiple
+        size, unit = self.default_size(), self.size_unit
         if any(side % unit or side < unit for side in size[-2:]):
             nearest = ' × '.join(str(max(1, round(side / unit)) * unit) for side in size[-2:])
             raise ModelError(
@@ -56,7 +61,7 @@ class PictureSpec(DiffusionSpec):
         height, width = self.default_size()
         if not self.sizing.buckets:
             return height, width
-        sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
+        sizes = bucket_sizes(height * width, self.size_unit)
         return nearest_bucket(own, sizes)
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:

@@ -78,6 +78,8 @@ class SoundSpec(DiffusionSpec):
 class WaveformSpec(SoundSpec):
     """A family over an `AutoencoderOobleck`."""
 
+    one_size = 'all clips of a run are equally long.'
+
     @property
     def audio_rate(self) -> int:
         """Samples per second."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from align_anything.models.diffusion.schedules import as_shift, dynamic_shift, f
 from align_anything.models.rendering import TrainOn, first_differing_turn, shared_turns
 
 DENOISER = 'denoiser'
+CONVOLUTIONS = 'its convolutions see what is beside a sample.'
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class Sizing:
     buckets: bool = False
     num_frames: int | None = None
     seconds: float | None = None
+
+
+class Given(NamedTuple):
+    """What a denoiser is given of samples of one size.
+
+    Attributes:
+        sample: `(rows, …)`.
+        level: their noise levels, `(rows,)`.
+        conditions: of each, `(rows, …)` by name.
+    """
+
+    sample: Tensor
+    level: Tensor
+    conditions: Mapping[str, Tensor]
 
 
 class DiffusionSpec:
@@ -90,6 +105,8 @@ class DiffusionSpec:
     """Further components that a pipeline need not have in memory to encode and decode."""
     no_checkpointing: ClassVar[str] = ''
     """Why the backward pass cannot compute blocks of the denoiser anew, where it cannot."""
+    one_size: ClassVar[str] = 'its denoiser is not known to take more.'
+    """Why a call cannot hold samples of several sizes, where it cannot; empty where `predict_several` can."""
     default_text_length: int | None = None
     """Most tokens of a prompt when the settings do not say so; None where the tokenizer alone does."""
     max_length: int = sys.maxsize
@@ -235,6 +252,13 @@ class DiffusionSpec:
 
     # With the denoiser
 
+    @property
+    def sizes_at_once(self) -> str:
+        """What to tell of micro-batches of samples of several sizes."""
+        if self.one_size:
+            return f'of one size each, as {self.model_type} needs them: {self.one_size}'
+        return 'of several sizes, filled up to the longest; attention is computed for each length by itself'
+
     def stack(self, conditions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Returns the conditions of several prompts as one batch by name; shorter ones are filled up with zeros."""
         return {
@@ -253,6 +277,10 @@ class DiffusionSpec:
         guidance, for the denoisers that take one; the others leave it. Signs, halves of channels and cut tokens are put
         right here, so that it is what `self.process` says.
         """
+        raise NotImplementedError
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns what `predict` does of samples of several sizes, a batch each, in one call of the denoiser."""
         raise NotImplementedError
 
     def levels(self, steps: int, shape: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align_anything.models.diffusion.prepared import Size
 from align_anything.models.diffusion.sounds import SoundSpec
+from align_anything.models.diffusion.spec import CONVOLUTIONS
 
 WINDOW = 6.4
 """Hops of a window: 1024 samples of which each 160 are one frame."""
@@ -21,6 +22,7 @@ class SpectrogramSpec(SoundSpec):
     """A family of latents `(channels, frames, bins)` of a log-mel spectrogram."""
 
     denoiser = 'unet'
+    one_size = CONVOLUTIONS
     unopened = ('feature_extractor',)
 
     @cached_property

@@ -65,7 +65,7 @@ class VideoSpec(PictureSpec):
         """
         frames, height, width = self.default_size()
         if self.sizing.buckets:
-            sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
+            sizes = bucket_sizes(height * width, self.size_unit)
             return nearest_bucket(own, clip_sizes(frame_counts(frames, self.frame_factor), sizes))
         if own[0] < frames:
             raise SampleError(f'the video has {own[0]} frames, and {frames} are trained')

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from align_anything.core.counting import Counting
 from align_anything.core.flops import Flops
 from align_anything.core.types import Batch
 from align_anything.models.adapter import bare_model
 from align_anything.models.trainable import count
 from align_anything.policies.acting.collator import ActingInputs
-from align_anything.policies.denoising.flops import Counting
 
 VISION, TEXT, FUSION, DECODER, ACTOR = 'vision_tower', 'text_encoder', 'fusion', 'language_model', 'head'
 

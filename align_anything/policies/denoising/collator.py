@@ -1,6 +1,7 @@
 """Examples to a Batch for a denoiser, in the data loader's workers: picklable, and without weights.
 
-Two kinds of responses have units, and each batch holds one kind, of one latent shape:
+Two kinds of responses have units, and each batch holds one kind, of one latent shape or of several where the denoiser
+takes them:
 
 - a clean sample, of data or generated: `media = {'latents': (…)}`, with `ids` the numbers of draws of a noise level and
   noise, and weights that add up to 1;
@@ -13,9 +14,9 @@ Both may hold `companion/<role>`, `(units, …)`: what another policy predicted 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from align_anything.core.store import digest
 from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Skipped
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.diffusion.process import noised, target, wide
-from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.diffusion.spec import DiffusionSpec, Given
 from align_anything.policies.denoising.noise import Noise, SampledNoise, loss_weight, noise_at, sample_noise
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.policies.denoising.transitions import Kernel, Step, step_values
@@ -49,6 +50,8 @@ class DenoisingInputs:
         target: of draws, what the denoiser should predict, `(rows, …)`, and how much its error counts, `(rows,)`.
         next: of steps, the sample that followed, `(rows, …)`, and their levels.
         companions: predictions of other policies, `(rows, …)` by role.
+        others: the same of samples of other sizes.
+        order: where each unit of the batch stands among the rows of this size and the others behind each other, `(N,)`.
     """
 
     sample: Tensor
@@ -61,6 +64,33 @@ class DenoisingInputs:
     next: Tensor | None = None
     step: Step | None = None
     companions: dict[str, Tensor] = field(default_factory=dict)
+    others: list[DenoisingInputs] = field(default_factory=list)
+    order: Tensor | None = None
+
+    @property
+    def sizes(self) -> list[DenoisingInputs]:
+        """What is given of each size."""
+        return [self, *self.others]
+
+    @property
+    def rows(self) -> int:
+        """Samples of all sizes."""
+        return sum(len(own.sample) for own in self.sizes)
+
+    def in_order(self, of_sizes: Sequence[Tensor]) -> Tensor:
+        """Returns what rows of each size have, `(rows, …)`, as the units of the batch have it, `(N, …)`."""
+        if self.order is None:
+            (own,) = of_sizes
+            return own
+        return torch.cat(list(of_sizes)).index_select(0, self.order)
+
+    def given(self, rows: int | None = None) -> Given:
+        """Returns what the denoiser is given of samples of this size, of the first `rows` of them."""
+        return Given(self.sample[:rows], self.level[:rows], self.of_rows(self.conditions, rows))
+
+    def unguided(self, rows: int | None = None) -> Given:
+        """Returns the same with the unconditional prompts."""
+        return Given(self.sample[:rows], self.level[:rows], self.of_rows(self.unconditional or {}, rows))
 
     def of_rows(self, conditions: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
         """Returns the conditions of Examples as those of each row, `(rows, …)` by name; of the first `rows` of them."""
@@ -85,6 +115,8 @@ class DenoisingCollator:
             contrast of them.
         grid: of evaluations, at how many levels each clean sample is scored, see `noise_at`; None in training.
         kinds: kinds of media that prompts may hold.
+        several: whether samples of several sizes may stand in one micro-batch; the family must allow it.
+        work: what ranks even out, for a token and for a pair of tokens of one sample.
     """
 
     spec: DiffusionSpec
@@ -96,6 +128,8 @@ class DenoisingCollator:
     grid: int | None = None
     kinds: tuple[str, ...] = ()
     layout: str = 'latents'
+    several: bool = False
+    work: tuple[float, float] = (1.0, 0.0)
 
     def __post_init__(self) -> None:
         self.noise.check(self.spec.process)
@@ -105,27 +139,32 @@ class DenoisingCollator:
             raise SettingsError([f'DiffusionNFT trains flows, and {self.spec.model_type} is none.'])
 
     def cost(self, example: Example) -> Cost:
-        """Units of an Example by the elements of their latents, and as many again where they are guided."""
+        """Units of an Example by the tokens that the denoiser makes of each, and twice the work where it is guided."""
         pieces = example.responses
-        units, elements = sum(piece.units for piece in pieces), max(map(_elements, pieces), default=0)
+        units, shapes = sum(piece.units for piece in pieces), {tuple(_shape(piece)) for piece in pieces}
+        tokens = max(map(self.spec.tokens, shapes), default=0)
         passes = 2 if self.guidance.is_on and any(SAMPLE in piece.media for piece in pieces) else 1
-        if example.unmatched is None:
-            return Cost(units, elements, float(passes * units * elements))
-        other = example.unmatched.units, _elements(example.unmatched)
-        return Cost(units, elements, float(units * elements + math.prod(other)), *other)
+        work, other = passes * units * self._work(tokens), example.unmatched
+        kind = None
+        if not self.several:
+            kind = (*sorted(shapes), *([tuple(_shape(other))] if other is not None else []))
+        if other is None:
+            return Cost(units, tokens, work, kind=kind)
+        others = self.spec.tokens(_shape(other))
+        return Cost(units, tokens, work + other.units * self._work(others), other.units, others, kind=kind)
+
+    def _work(self, tokens: int) -> float:
+        return tokens * (self.work[0] + self.work[1] * tokens)
 
     def size(self, examples: Sequence[Example]) -> int:
-        """Elements of all latents that a micro-batch denoises at once."""
-        total = Cost(0, 0)
-        for example in examples:
-            total = total.beside(self.cost(example))
-        return total.size
+        """Tokens of all samples that a micro-batch denoises at once, each as long as the longest."""
+        return reduce(Cost.beside, map(self.cost, examples), Cost(0, 0)).size
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing.
 
         Raises:
-            SampleError: their latents are of several shapes.
+            SampleError: their latents are of several shapes where they may not be.
             TrainingError: a step that is trained was taken without noise.
         """
         if self.grid is not None:
@@ -136,8 +175,7 @@ class DenoisingCollator:
         if not counts.sum():
             inputs = self._inputs([self.spec.blank()], [(0, self.spec.blank().responses[0])])
         else:
-            _require_one_shape(examples)
-            inputs = self._inputs(examples, owned)
+            inputs = self._by_size(examples, owned)
         names = (
             [name for name in pieces[0].per_unit if all(name in piece.per_unit for piece in pieces)] if pieces else []
         )
@@ -156,9 +194,47 @@ class DenoisingCollator:
             metas=[example.meta for example in examples],
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
-            per_unit=per_unit | step_values(self.spec.process, self.kernel, inputs.step),
-            stats={'examples': len(examples), 'units': units, 'latents': inputs.sample.numel() if units else 0},
+            per_unit=per_unit | self._of_steps(inputs),
+            stats={
+                'examples': len(examples),
+                'units': units,
+                'latents': sum(own.sample.numel() for own in inputs.sizes) if units else 0,
+            },
         )
+
+    def _of_steps(self, inputs: DenoisingInputs) -> dict[str, Tensor]:
+        of_sizes = [step_values(self.spec.process, self.kernel, own.step) for own in inputs.sizes]
+        return {name: inputs.in_order([own[name] for own in of_sizes]) for name in of_sizes[0]}
+
+    def _by_size(self, examples: Sequence[Example], owned: Sequence[tuple[int, Piece]]) -> DenoisingInputs:
+        """What is given of each size, those with the fewest tokens first, so that equally long ones are neighbours."""
+        pieces: dict[tuple[int, ...], list[int]] = {}
+        for at, (_, piece) in enumerate(owned):
+            if piece.weights.any():
+                pieces.setdefault(tuple(_shape(piece)), []).append(at)
+        if len(pieces) == 1:
+            return self._inputs(examples, owned)
+        if not self.several:
+            told = ', '.join(
+                f'{"×".join(map(str, shape))} ({examples[owned[own[0]][0]].source})' for shape, own in pieces.items()
+            )
+            raise SampleError(
+                f'a micro-batch has latents of one shape, not of {told}: bring them to one size, or bucket them.'
+            )
+        units = [int(piece.weights.count_nonzero()) for _, piece in owned]
+        starts = [sum(units[:at]) for at in range(len(units))]
+        made: list[DenoisingInputs] = []
+        numbers: list[int] = []
+        for _, held in sorted(pieces.items(), key=lambda item: (self.spec.tokens(item[0]), item[0])):
+            own = sorted({owned[at][0] for at in held})
+            places = {number: place for place, number in enumerate(own)}
+            made.append(
+                self._inputs(
+                    [examples[number] for number in own], [(places[owned[at][0]], owned[at][1]) for at in held]
+                )
+            )
+            numbers += [number for at in held for number in range(starts[at], starts[at] + units[at])]
+        return replace(made[0], others=made[1:], order=torch.tensor(numbers).argsort())
 
     def _inputs(self, examples: Sequence[Example], owned: Sequence[tuple[int, Piece]]) -> DenoisingInputs:
         sampled: dict[tuple[int, int], SampledNoise] = {}
@@ -237,19 +313,6 @@ def _with_draws(example: Example, number: int) -> Example:
 
 def _shape(piece: Piece) -> Sequence[int]:
     return piece.media[SAMPLE].shape[1:] if SAMPLE in piece.media else piece.media[LATENTS].shape
-
-
-def _elements(piece: Piece) -> int:
-    return math.prod(_shape(piece))
-
-
-def _require_one_shape(examples: Sequence[Example]) -> None:
-    shapes = {tuple(_shape(piece)): example.source for example in examples for piece in example.responses}
-    if len(shapes) > 1:
-        told = ', '.join(f'{"×".join(map(str, shape))} ({source})' for shape, source in shapes.items())
-        raise SampleError(
-            f'a micro-batch has latents of one shape, not of {told}: bring them to one size, or bucket them.'
-        )
 
 
 def _unconditional(example: Example) -> Mapping[str, Tensor]:

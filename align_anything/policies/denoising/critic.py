@@ -14,7 +14,7 @@ from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
-from align_anything.policies.denoising.prediction import predict
+from align_anything.policies.denoising.prediction import predict_several
 from align_anything.policies.denoising.selfcheck import require_sound
 
 
@@ -44,17 +44,15 @@ class DenoisingCritic(nn.Module):
         if entropy or bootstrap or routing or further:
             raise ModelError('a critic of denoising steps has values and nothing else: media end at their last step.')
         inputs: DenoisingInputs = batch.inputs
-        predicted = predict(
+        predicted = predict_several(
             self.collate.spec,
             self.model.denoiser,
-            inputs.sample,
-            inputs.level,
-            inputs.of_rows(inputs.conditions),
+            [own.given() for own in inputs.sizes],
             None,
             self.collate.guidance,
             self.dtype,
         )
-        values = self.model.read(predicted)
+        values = inputs.in_order([self.model.read(own) for own in predicted])
         return Scored(values if len(batch.weights) else values[:0] + 0.0 * values.sum())
 
     def check(self, module: Any, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +17,7 @@ from align_anything.models.checkpointing import share_recomputed
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
 from align_anything.policies.denoising.flops import Calls
 from align_anything.policies.denoising.noise import error
-from align_anything.policies.denoising.prediction import predict
+from align_anything.policies.denoising.prediction import predict_several
 from align_anything.policies.denoising.selfcheck import require_sound
 from align_anything.policies.denoising.transitions import divergence, entropy, log_probability, transition
 
@@ -29,7 +29,7 @@ class DenoisingPolicy(nn.Module):
 
     A draw of a noise level and noise has the score `-w(level) mean((target - prediction)²)`, of which one expectation
     is a bound of a log-likelihood, or that with another `error`; a step the log-density of its transition. The
-    denoiser is called once for a batch, and once more where it is guided.
+    denoiser is called once for a batch, whatever sizes its samples have, and once more where it is guided.
     """
 
     def __init__(self, model: nn.Module, collate: DenoisingCollator, *, dtype: torch.dtype) -> None:
@@ -60,36 +60,32 @@ class DenoisingPolicy(nn.Module):
             raise ModelError('a denoising policy expects no returns, and has no experts and no codes beside tokens.')
         inputs: DenoisingInputs = batch.inputs
         predicted = self._predicted(inputs)
-        scored = (
-            self._of_draws(inputs, predicted)
-            if inputs.step is None
-            else self._of_steps(inputs, predicted, with_entropy=entropy)
-        )
+        of_sizes = [
+            self._of_draws(own, found) if own.step is None else self._of_steps(own, found, with_entropy=entropy)
+            for own, found in zip(inputs.sizes, predicted, strict=True)
+        ]
+        scored = Scored(*(None if own[0] is None else inputs.in_order(own) for own in zip(*of_sizes, strict=True)))
         if prediction:
-            scored = scored._replace(prediction=predicted)
+            if inputs.others:
+                raise ModelError('predictions of samples of several sizes have no one shape to be kept in.')
+            scored = scored._replace(prediction=predicted[0])
         return scored if len(batch.weights) else _of_nothing(scored)
 
-    def _predicted(self, inputs: DenoisingInputs) -> Tensor:
-        collate = self.collate
-        if collate.guidance.is_on and inputs.unconditional is None:
+    def _predicted(self, inputs: DenoisingInputs) -> list[Tensor]:
+        if self.collate.guidance.is_on and inputs.unconditional is None:
             # Other ranks may have guided steps, and under ZeRO-3 all must call the denoiser as often.
             with torch.no_grad():
-                self._called(inputs, rows=1)
-        return self._called(inputs, len(inputs.sample))
+                self._called(inputs, [inputs], rows=1)
+        return self._called(inputs, inputs.sizes)
 
-    def _called(self, inputs: DenoisingInputs, rows: int) -> Tensor:
-        unconditional = None if inputs.unconditional is None else inputs.of_rows(inputs.unconditional, rows)
-        with self._calls.counted(inputs, rows * (1 if unconditional is None else 2)):
-            return predict(
-                self.collate.spec,
-                self.model,
-                inputs.sample[:rows],
-                inputs.level[:rows],
-                inputs.of_rows(inputs.conditions, rows),
-                unconditional,
-                self.collate.guidance,
-                self.dtype,
-            )
+    def _called(
+        self, inputs: DenoisingInputs, sizes: Sequence[DenoisingInputs], rows: int | None = None
+    ) -> list[Tensor]:
+        given = [own.given(rows) for own in sizes]
+        without = None if inputs.unconditional is None else [own.unguided(rows) for own in sizes]
+        samples = sum(len(own.sample) for own in given)
+        with self._calls.counted(sizes, samples * (1 if without is None else 2)):
+            return predict_several(self.collate.spec, self.model, given, without, self.collate.guidance, self.dtype)
 
     def _of_draws(self, inputs: DenoisingInputs, predicted: Tensor) -> Scored:
         beta, old, reference = self.collate.contrast, inputs.companions.get(OLD), inputs.companions.get(REFERENCE)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from align_anything.models.diffusion.process import wide
-from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.diffusion.spec import DiffusionSpec, Given
 from align_anything.policies.guidance import guided
 
 
@@ -52,17 +52,40 @@ def predict(
         conditions: of each sample, `(batch, …)` by name; what are no integers is brought to `dtype`, as samples are.
     """
 
-    def predicted(given: Mapping[str, Tensor]) -> Tensor:
-        typed = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
-        return wide(spec.predict(denoiser, sample.to(dtype), level, typed, guidance.embedded))
+    given = Given(sample, level, conditions)
+    without = None if unconditional is None else [Given(sample, level, unconditional)]
+    return predict_several(spec, denoiser, [given], without, guidance, dtype)[0]
+
+
+def predict_several(
+    spec: DiffusionSpec,
+    denoiser: nn.Module,
+    given: Sequence[Given],
+    unconditional: Sequence[Given] | None,
+    guidance: Guidance,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Returns what `predict` does of samples of several sizes, a batch each; the denoiser is called as often."""
+
+    def predicted(given: Sequence[Given]) -> list[Tensor]:
+        typed = [Given(own.sample.to(dtype), own.level, _typed(own.conditions, dtype)) for own in given]
+        if len(typed) == 1:
+            return [wide(spec.predict(denoiser, *typed[0], guidance.embedded))]
+        return [wide(own) for own in spec.predict_several(denoiser, typed, guidance.embedded)]
 
     if unconditional is None:
-        return predicted(conditions)
+        return predicted(given)
     with torch.no_grad():
         weak = predicted(unconditional)
-    strong = predicted(conditions)
-    led = guided(strong, weak, guidance.scale)
-    return rescaled(led, strong, spec.side_multiple) if guidance.rescale else led
+    found = []
+    for own, without in zip(predicted(given), weak, strict=True):
+        led = guided(own, without, guidance.scale)
+        found.append(rescaled(led, own, spec.side_multiple) if guidance.rescale else led)
+    return found
+
+
+def _typed(conditions: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in conditions.items()}
 
 
 def rescaled(led: Tensor, conditional: Tensor, patch: int) -> Tensor:

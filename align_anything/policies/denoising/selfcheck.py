@@ -10,6 +10,7 @@ from torch import nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Example, Piece
+from align_anything.models.diffusion.pictures import SOURCE
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.policies.denoising.collator import DenoisingCollator
 
@@ -29,6 +30,7 @@ def require_sound(
     alone = [collate([example]).to(device) for example in _probes(collate)]
     beside = collate(_probes(collate)).to(device)
     name, allowed = type(collate.spec).__name__, ALLOWED[dtype]
+    advice = 'Leave out train_cfgs.max_length_per_batch, and a micro-batch has one size.' if collate.several else ''
     with torch.no_grad():
         wanted = torch.cat([module(batch).values for batch in alone])
         found, again = module(beside).values, module(beside).values
@@ -40,7 +42,7 @@ def require_sound(
         if worst > allowed:
             raise ModelError(
                 f'{name} fails the check before training: its scores change by {worst:.2g} {words}, which rounding '
-                f'in {dtype} does not explain (up to {allowed:g}).'
+                f'in {dtype} does not explain (up to {allowed:g}). {advice}'.rstrip()
             )
     trains = any(parameter.requires_grad for parameter in model.parameters())
     if trains and not module(beside).values.requires_grad:
@@ -56,7 +58,23 @@ def _probes(collate: DenoisingCollator) -> list[Example]:
         latents = torch.randn(shape, generator=generator)
         return Piece(torch.arange(draws), torch.full((draws,), 1 / draws), media={LATENTS: latents})
 
-    return [
+    probes = [
         replace(blank, source='first probe', responses=[response(1), response(2)]),
         replace(blank, source='second probe', responses=[response(1)]),
     ]
+    return [*probes, _narrower(collate, generator)] if collate.several else probes
+
+
+def _narrower(collate: DenoisingCollator, generator: torch.Generator) -> Example:
+    """One whose sample is half as wide, with pictures in its prompt as large as that."""
+    blank, spec = collate.spec.blank(), collate.spec
+    *frames, height, width = spec.default_size()
+    unit = spec.size_unit
+    shape = spec.latent_shape((*frames, height, max(unit, width // unit // 2 * unit)))
+    media = {
+        name: value.new_zeros(len(value), *shape[1:]) if name == SOURCE else value
+        for name, value in blank.prompt.media.items()
+    }
+    latents = torch.randn(shape, generator=generator)
+    response = Piece(torch.arange(1), torch.ones(1), media={LATENTS: latents})
+    return replace(blank, source='third probe', prompt=replace(blank.prompt, media=media), responses=[response])

@@ -1,24 +1,28 @@
 """Attention by segment on scaled-dot-product kernels: packing and prefix sharing without a dense block mask.
 
 Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` goes to the kernel of
-variable lengths where that can compute it (`varlen.py`), and runs piece by piece elsewhere; any other call is plain
-`sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates. Soft caps and attention sinks,
-which no such kernel has, are computed with the scores written out.
+variable lengths where that can compute it (`varlen.py`), with soft-capped scores to FlexAttention (`flex.py`), and runs
+piece by piece elsewhere; any other call is plain `sdpa` with plain `sdpa` masks, so the same model pads, packs, shares
+and generates. Soft caps that are left, and attention sinks, are computed with the scores written out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from align_anything.policies.token.flex import block_mask_of, capped_attention, caps
 from align_anything.policies.token.sequence_parallel import Share
 from align_anything.policies.token.spans import Span
 from align_anything.policies.token.varlen import Calls, calls_of, fits, varlen_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 SEGMENT_ATTENTION = 'segment'
 
@@ -39,6 +43,7 @@ class AttentionPlan:
     share: Share = Share()
     _masks: dict[Any, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
     _calls: dict[Any, Calls] = field(default_factory=dict, repr=False, compare=False)
+    _block_masks: dict[Any, BlockMask] = field(default_factory=dict, repr=False, compare=False)
 
     def calls(self, window: int | None, device: torch.device) -> Calls:
         """Returns the calls of the kernel of variable lengths, made once for all layers."""
@@ -46,6 +51,13 @@ class AttentionPlan:
         if key not in self._calls:
             self._calls[key] = calls_of(self.spans, window, device)
         return self._calls[key]
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """Returns what FlexAttention is told of who sees whom, made once for all layers."""
+        key = (window, device)
+        if key not in self._block_masks:
+            self._block_masks[key] = block_mask_of(self.spans, window, self.blocks, device)
+        return self._block_masks[key]
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
         """Returns `(queries, keys)` of what may be seen, or None when plain causal attention says the same."""
@@ -188,6 +200,8 @@ def _by_plan(
     written_out = softcap is not None or sinks is not None
     if not written_out and segments.blocks is None and fits(query, value, dropout):
         return varlen_attention(query, key, value, segments.calls(window, query.device), scaling)
+    if softcap is not None and sinks is None and caps(query, value, dropout):
+        return capped_attention(query, key, value, segments.block_mask(window, query.device), scaling, softcap)
     groups = query.shape[1] // key.shape[1]
     lengths = [span.stop - span.start for span in segments.spans]
     # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.
@@ -273,9 +287,14 @@ def _written_out(
     return F.dropout(shares, dropout) @ value
 
 
-def register_segment_attention() -> None:
-    """Makes `segment` known to transformers; calling it again changes nothing."""
+def register_segment_attention(compiled: bool = False) -> None:
+    """Makes `segment` known to transformers, `compiled` for layers that torch.compile compiles.
+
+    Those leave it out of what they compile, or each row would be compiled anew for its spans.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+    AttentionInterface.register(
+        SEGMENT_ATTENTION, torch.compiler.disable(segment_attention) if compiled else segment_attention
+    )
     AttentionMaskInterface.register(SEGMENT_ATTENTION, segment_mask)

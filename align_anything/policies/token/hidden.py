@@ -18,6 +18,7 @@ from align_anything.policies.token.attention import mask_with_blocks
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import BLOCKS
 from align_anything.policies.token.sequence_parallel import SEGMENTS, Share, share_layers
+from align_anything.policies.token.shared_towers import SharedTowers
 
 
 class HiddenStates:
@@ -39,6 +40,7 @@ class HiddenStates:
         names = (name for name, module in plain.named_modules() if module is body)
         self._body_name = None if body is plain else next(names)
         self._routers = Routers(plain)
+        self._towers = SharedTowers(plain, collate.spec, self.share)
         if self.share.size > 1:
             share_layers(plain, collate.spec.component_of, self.share)
 
@@ -50,7 +52,8 @@ class HiddenStates:
         """Returns the last hidden states, rows and columns in one, `(rows * length, size)`."""
         plain = bare_model(self.model)
         body = plain.body if self._body_name is None else plain.get_submodule(self._body_name)
-        return body(**self.arguments(batch)).last_hidden_state.flatten(0, 1)
+        with self._towers.while_sharing(self.share_of(batch)):
+            return body(**self.arguments(batch)).last_hidden_state.flatten(0, 1)
 
     def with_routing(self, batch: Batch, routing: bool) -> tuple[Tensor, Tensor | None]:
         """Returns the hidden states and, when asked for, where the tokens went, see `Scored.routing`."""
@@ -58,7 +61,8 @@ class HiddenStates:
             return self(batch), None
         with self._routers.recorded() as logits:
             hidden = self(batch)
-        return hidden, self._routers.sums(logits, batch.inputs.distinct)
+        share, counted = self.share_of(batch), batch.inputs.distinct
+        return hidden, share.summed(self._routers.sums(logits, counted[share.slice(len(counted))]))
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The keyword arguments of the model for a batch."""

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
-from align_anything.core.logging import get_logger
 from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
@@ -22,8 +21,6 @@ from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
 from align_anything.policies.token.selfcheck import windows_of
 from align_anything.policies.token.varlen import HALF
-
-logger = get_logger(__name__)
 
 FLASH = {
     'flash_attention_2': ('flash_attn', "flash-attn (pip install 'align-anything[flash-attn]')"),
@@ -74,9 +71,6 @@ def _require_shareable(cfgs: RunCfgs, spec: FamilySpec, layout: str, ranks: int)
         ),
         f'it needs rows without padding, and this run has the layout {layout} with attn_implementation '
         f'{cfgs.model_cfgs.attn_implementation}': layout == 'padded' or cfgs.model_cfgs.attn_implementation != 'sdpa',
-        'codes that ride beside tokens are scored by states of other ranks': (
-            spec.codes is not None and spec.codes.further > 0
-        ),
     }
     problems = [f'train_cfgs.sequence_parallel_size = {ranks}: {why}.' for why, holds in reasons.items() if holds]
     if problems:
@@ -145,22 +139,24 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> s
     return asked
 
 
-def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
+def fit_attention(model: PreTrainedModel, collate: TokenCollator, compiled: bool = False) -> None:
     """Makes a model that was just loaded attend as the layout of its batches asks, with one rotary table.
 
-    Raises ModelError if it cannot.
+    `compiled` says whether its layers will be compiled. Raises ModelError if it cannot.
     """
     fix_rope_tables(model, collate.spec.max_length)
     if not collate.pads and collate.segmented:
-        register_segment_attention()
+        register_segment_attention(compiled)
         set_text_attention(model, SEGMENT_ATTENTION)
-        logger.info('attention of rows without padding: %s', _kernel(model.dtype))
 
 
-def _kernel(dtype: torch.dtype) -> str:
-    if torch.cuda.is_available() and dtype in HALF:
-        return "torch's kernel of variable lengths, by segment where it lacks something (soft caps, sinks, media)"
-    return 'by segment, with sdpa'
+def kernel_of_rows(spec: FamilySpec, dtype: torch.dtype) -> str:
+    """Says what computes attention of rows without padding in `dtype`, by segment or in one call."""
+    if not (torch.cuda.is_available() and dtype in HALF):
+        return 'by segment, with sdpa'
+    if spec.config.get_text_config(decoder=True).to_dict().get('attn_logit_softcapping') is not None:
+        return 'FlexAttention with soft caps, compiled at the first rows'
+    return "torch's kernel of variable lengths, by segment where it lacks something (sinks, media)"
 
 
 def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:

@@ -62,13 +62,11 @@ class TokenPolicy(nn.Module):
             return bare_model(self.model)(**self._hidden.arguments(batch)).logits
         hidden, routed = self._hidden.with_routing(batch, routing)
         share, inputs = self._hidden.share_of(batch), batch.inputs
-        index, which = share.own(inputs.score_index, hidden)
-        targets = inputs.targets if which is None else inputs.targets[which]
+        states, which = share.spread(inputs.score_index, hidden)
         more = {}
         if inputs.unconditional is not None:
-            states = hidden.index_select(0, inputs.unconditional)
-            more['guidance'] = Guidance(states, inputs.guidance)
-        values, entropies = self.head(hidden.index_select(0, index), targets, entropy, **more)
+            more['guidance'] = Guidance(share.spread(inputs.unconditional, hidden)[0], inputs.guidance)
+        values, entropies = self.head(states, inputs.targets[which], entropy, **more)
         # An empty selection still has to lead every rank through the same backward pass.
         values = values + 0.0 * hidden.sum().float() if len(values) == 0 else values
         units = len(inputs.targets)
@@ -84,12 +82,15 @@ class TokenPolicy(nn.Module):
         inputs, (own,) = batch.inputs, codes.kinds.values()
         first = codes.rows_of(inputs.targets) - own.first[0]
         frames = torch.cat([first[:, None], inputs.arguments[FURTHER].flatten(0, 1)[inputs.target_index]], dim=1)
-        states = hidden.index_select(0, inputs.score_index)
-        if len(frames):
-            return model.further_logprobs(states, frames)
-        # Every rank runs the network: here on a frame that counts for nothing.
-        blank = frames.new_zeros(1, 1 + codes.further)
-        return (0.0 * model.further_logprobs(hidden[:1], blank))[:0] + 0.0 * hidden.sum()
+        share = self._hidden.share_of(batch)
+        states, which = share.spread(inputs.score_index, hidden)
+        if len(states):
+            values = model.further_logprobs(states, frames[which])
+        else:
+            # Every rank runs the network: here on a frame that counts for nothing.
+            blank = frames.new_zeros(1, 1 + codes.further)
+            values = (0.0 * model.further_logprobs(hidden[:1], blank))[:0] + 0.0 * (hidden.sum() + states.sum())
+        return share.whole(values, which, len(frames))
 
     def allowed(self, targets: Tensor, rows: int) -> Tensor | None:
         """Returns which of the ids below `rows` each target is scored among, `(N, rows)` bool; None for all of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import gathered_lists
+from align_anything.core.distributed import gathered_lists, world_size
 from align_anything.core.errors import DataError, SettingsError, TrainingError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Skipped
@@ -40,6 +40,18 @@ STREAM_ROWS_BEFORE_RATIO = 200
 
 class Save(Protocol):
     def __call__(self, progress: Progress, *, with_state: bool, name: str | None = None) -> object: ...
+
+
+class Writing(Protocol):
+    """Checkpoints that are written while training goes on."""
+
+    def vote(self) -> float:
+        """A number whose sum over ranks is at least theirs once all have written, or one cannot."""
+        ...
+
+    def conclude(self) -> None:
+        """Makes the checkpoint under way complete. Every rank calls it."""
+        ...
 
 
 class Tasks(Protocol):
@@ -71,7 +83,8 @@ class Loop:
 
     `loader_steps` are those of the present epoch that are still to come. `ema`, the average of the trained weights, is
     what gets evaluated and previewed where there is one. `tasks` measure answers, where the settings name some. `meter`
-    says how well devices are used, and `profile` records some steps.
+    says how well devices are used, and `profile` records some steps. `writing` is there where checkpoints are written
+    while training goes on.
     """
 
     cfgs: RunCfgs
@@ -93,6 +106,7 @@ class Loop:
     tasks: Tasks | None = field(default=None, kw_only=True)
     meter: Meter | None = field(default=None, kw_only=True)
     profile: StepProfile | None = field(default=None, kw_only=True)
+    writing: Writing | None = field(default=None, kw_only=True)
     loader_steps: LoaderSteps = field(init=False)
 
     def run(self) -> bool:
@@ -150,6 +164,10 @@ class Loop:
             self._save_checkpoint(with_state=stop or train.save_checkpoint)
         return not stop
 
+    def _timing(self) -> AbstractContextManager[None]:
+        """Around the updates of the policy in a step that is reported: what they take of each rank's own time."""
+        return nullcontext() if self.meter is None else self.meter.timing(self.engine.policy.model)
+
     @property
     def copies(self) -> int:
         """How many ranks in a row have the same rows, of which each computes a share."""
@@ -166,7 +184,16 @@ class Loop:
 
     def _save_checkpoint(self, with_state: bool) -> None:
         saved = self.save(self.progress, with_state=with_state)
-        self.console.note(f'checkpoint: {saved}')
+        self.console.note(f'checkpoint{"" if self.writing is None else ", being written"}: {saved}')
+
+    def _vote(self) -> float:
+        """What this rank adds to the sum that `_written` reads."""
+        return 0.0 if self.writing is None else self.writing.vote()
+
+    def _written(self, votes: float) -> None:
+        """Makes the checkpoint under way complete once all ranks have written it. Every rank calls it."""
+        if self.writing is not None and votes * self.copies >= world_size():
+            self.writing.conclude()
 
     def _preview(self) -> None:
         if self.previews is not None:

@@ -1,4 +1,4 @@
-"""What episodes are worth: what their turns are credited with, and what becomes of those that reached a limit."""
+"""What responses and episodes are worth: what turns are credited with, and what limits cost that were reached."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from align_anything.algorithms.online import Online
 from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.types import Example, Response, Turn
+from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
 from align_anything.rollouts.experience import Rollout, responses_of
 
 LIMITS = ('turns', 'tokens')
@@ -73,7 +75,17 @@ def at_limits(rewards: Mapping[str, Tensor], examples: Sequence[Example], cfgs: 
     return {name: own if name == COST else own.masked_fill(lost, 0.0) for name, own in rewards.items()}
 
 
-def longest_turn(response: Response) -> int:
+def penalised(scores: Tensor, responses: Sequence[Response], algorithm: Online, max_length: int) -> Tensor:
+    """The scores `(R,)` less what it costs to have no end, or to come close to `max_length` units."""
+    finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
+    scores = scores + missing_eos_penalty(finished, algorithm.missing_eos_penalty)
+    if algorithm.overlong_buffer is None:
+        return scores
+    lengths = torch.tensor([float(_longest_turn(response)) for response in responses])
+    return scores + overlong_penalty(lengths, max_length=max_length, buffer=algorithm.overlong_buffer)
+
+
+def _longest_turn(response: Response) -> int:
     """How many units the longest turn of a response has: each may have as many as the limit says."""
     return response.units if response.episode is None else max(turn.units for turn in response.episode.turns)
 

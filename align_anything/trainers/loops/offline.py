@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from align_anything.core.distributed import gathered_lists, rank
@@ -102,9 +103,12 @@ class OfflineLoop(Loop):
         counted = (*(key for key in COUNTED if key in told), *by_source(told))
         local = {key: float(sum(batch.stats.get(key, 0) for batch in loaded.batches)) for key in counted}
         skipped = [item for batch in loaded.batches for item in batch.skipped]
-        extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
-        result = self.engine.train_step(loaded.batches, self.objective, self.roles, extras)
+        asked = {'stop': float(self.stop_asked()), 'written': self._vote()}
+        extras = {**local, 'skipped': float(len(skipped)), **asked}
+        with self._timing() if self._reports_at(progress.step + 1) else nullcontext():
+            result = self.engine.train_step(loaded.batches, self.objective, self.roles, extras)
         took = loaded.waited + time.perf_counter() - started
+        self._written(result.extras['written'])
         progress.step += 1
         progress.step_in_epoch += 1
         progress.cursor = self.training.sampler.cursor(progress.epoch, progress.step_in_epoch)
@@ -113,9 +117,12 @@ class OfflineLoop(Loop):
             self.file_skips(gathered_lists(skipped, self.copies))
         self._concluded(loaded.batches, result)
         self.console.advance(progress.step)
-        if progress.step % self.cfgs.logger_cfgs.log_interval == 0 or progress.step == self.steps:
+        if self._reports_at(progress.step):
             self._report(result, loaded, took)
         return self._stepped(progress.step - 1, bool(result.extras['stop']))
+
+    def _reports_at(self, step: int) -> bool:
+        return step % self.cfgs.logger_cfgs.log_interval == 0 or step == self.steps
 
     def _report(self, result: StepResult, loaded: LoaderStep, took: float) -> None:
         extras, step = result.extras, self.progress.step

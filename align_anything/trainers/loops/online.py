@@ -27,9 +27,10 @@ from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.base import Engine
 from align_anything.engines.by_kind import ByKind
+from align_anything.engines.on_policy import OnPolicy
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
-from align_anything.losses.shaping import missing_eos_penalty, normalised_sum, overlong_penalty, weighted_sum
+from align_anything.losses.shaping import normalised_sum, weighted_sum
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
@@ -53,17 +54,17 @@ from align_anything.rollouts.experience import (
     informative_first,
     joined,
     kept_of,
-    record,
     responses_of,
     spread,
 )
 from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, examples_of, listed
-from align_anything.trainers.loops.crediting import at_limits, credited, longest_turn, usable
+from align_anything.trainers.loops.crediting import at_limits, credited, penalised, usable
 from align_anything.trainers.loops.failing import Failing
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
-from align_anything.trainers.loops.splitting import CostOf, split_into_steps, split_step, steps_of_rollout
+from align_anything.trainers.loops.scoring import Scoring, asking, score
+from align_anything.trainers.loops.splitting import split_for_scoring, split_into_steps, split_step, steps_of_rollout
 
 
 @dataclass
@@ -125,12 +126,13 @@ class OnlineLoop(Loop):
         self._seconds, self._unread, self._truncated, self._failed = {}, {}, 0, 0
         self._flops, self._policy_seconds = Flops(), 0.0
         before = self.progress.step
-        stop = self._sum([float(self.stop_asked())])[0]
+        stop, written = self._sum([float(self.stop_asked()), self._vote()])
+        self._written(written)
         generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
         within, most = usable(generated, self.cfgs), self.algorithm.per_device_prompt_batch_size
         trained = self._learn_from(informative_first(within, most) if self.algorithm.further_batches else within)
-        with self._clock('update'):
+        with self._clock('update'), self._timing():
             results, values = self._update(trained)
             if self.old is not None:
                 self.old.follow(self.algorithm.old_decay(self.old.updates + 1))
@@ -141,7 +143,6 @@ class OnlineLoop(Loop):
             self._report(generated, trained, results, values, took, waited)
         rollout = -(-step // steps_of_rollout(self.cfgs, self.algorithm))
         if self.completions is not None:
-            # The last one too: a short run shows what it came to.
             if rollout % self.cfgs.logger_cfgs.log_completions == 0 or step == self.steps:
                 self.completions.write(step, generated)
         return self._stepped(before, bool(stop))
@@ -287,7 +288,7 @@ class OnlineLoop(Loop):
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
-        scores, responses = rollout.scores, rollout.responses
+        scores = rollout.scores
         if self.cfgs.reward_cfgs.reward_aggregation == 'normalize_then_sum':
             scores = normalised_sum(rollout.rewards, self._weights, rollout.groups)
         if self.algorithm.normalize_reward:
@@ -295,14 +296,7 @@ class OnlineLoop(Loop):
             state = merged(state, self._reduce(moments(scores, rollout.judged.float())))
             self.progress.state['rewards'] = state
             scores = normalised(scores, state).where(rollout.judged, scores)
-        finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
-        scores = scores + missing_eos_penalty(finished, self.algorithm.missing_eos_penalty)
-        if self.algorithm.overlong_buffer is not None:
-            lengths = torch.tensor([float(longest_turn(response)) for response in responses])
-            scores = scores + overlong_penalty(
-                lengths, max_length=self.cfgs.model_cfgs.max_new_tokens, buffer=self.algorithm.overlong_buffer
-            )
-        return scores
+        return penalised(scores, rollout.responses, self.algorithm, self.cfgs.model_cfgs.max_new_tokens)
 
     def _learn_from(self, rollout: Rollout) -> list[Example]:
         """Returns what is trained on of a rollout, with what the losses will read of every token."""
@@ -314,18 +308,7 @@ class OnlineLoop(Loop):
             for example, numbers in zip(rollout.examples, kept, strict=True)
         ]
         with self._clock('scoring'):
-            micro_batches = [some for step in self._split_into_steps(examples) for some in step]
-            given = (self.engine.policy.collate, micro_batches, self.engine.device)
-            with self._as_sampled():
-                record('old', self._asking(self.engine.infer, 'old'), *given)
-            if self.reference is not None:
-                record('reference', self._asking(self.reference, 'reference'), *given)
-            bootstrap = {}
-            for role, (critic, _) in self.critics.items():
-                scorer = partial(critic.infer, bootstrap=self.algorithm.bootstraps)
-                found = record(f'values/{role}', scorer, critic.policy.collate, micro_batches, critic.device)
-                if self.algorithm.bootstraps:
-                    bootstrap[role] = torch.zeros(0) if found is None else found
+            bootstrap = self._scored(examples)
         responses = list(responses_of(examples))
         lengths = torch.tensor([response.units for response in responses], dtype=torch.long)
         groups = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(own) for own in kept], dtype=torch.long))
@@ -336,10 +319,10 @@ class OnlineLoop(Loop):
             groups=groups,
             segments=torch.arange(len(responses)).repeat_interleave(lengths),
             finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
-            logprobs=joined(examples, 'old'),
+            logprobs=None if self._updates_once else joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
             values={role: joined(examples, f'values/{role}') for role in self.critics},
-            bootstrap=bootstrap,
+            bootstrap={role: bootstrap[f'values/{role}'] for role in self.critics if self.algorithm.bootstraps},
             costs=None if costs is None else kept_of(costs.split(sizes), kept),
             all_costs=gathered_lists(all_costs, self.copies),
             **credited(examples, self.cfgs),
@@ -348,6 +331,29 @@ class OnlineLoop(Loop):
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
         return examples
+
+    def _scored(self, examples: list[Example]) -> dict[str, Tensor]:
+        """Writes into each response what the losses read beside what they compute, see `score`."""
+        policy, algorithm = self.engine.policy.collate, self.algorithm
+        of_policy = policy, self.engine.device
+        asked = partial(asking, algorithm=algorithm, meets=self.spec.meets)
+        scorings = []
+        if not self._updates_once:
+            scorings.append(Scoring('old', asked('old', self.engine.infer), *of_policy, self._as_sampled))
+        if self.reference is not None:
+            scorings.append(Scoring('reference', asked('reference', self.reference), *of_policy))
+        for role, (critic, _) in self.critics.items():
+            scorer = partial(critic.infer, bootstrap=algorithm.bootstraps)
+            scorings.append(Scoring(f'values/{role}', scorer, critic.policy.collate, critic.device))
+        if not scorings:
+            return {}
+        split = split_for_scoring(examples, self.cfgs, algorithm, self._size, policy.cost)
+        return score(examples, *split, scorings)
+
+    @property
+    def _updates_once(self) -> bool:
+        # The one update on a rollout finds the scores of the policy that sampled by itself.
+        return steps_of_rollout(self.cfgs, self.algorithm) == 1 and not self.algorithm.reads_old
 
     @property
     def _weights(self) -> dict[str, float]:
@@ -364,20 +370,17 @@ class OnlineLoop(Loop):
         """Whether the units of responses are tokens."""
         return self.spec.unit == 'token'
 
-    def _asking(self, scorer: Callable[..., Scored], role: str) -> Callable[[Batch], Scored]:
-        """A scorer that says what it predicts too, where policies of the family do and the loss reads it."""
-        reads = role in self.algorithm.companions and self.spec.meets == 'transition'
-        return partial(scorer, prediction=True) if reads else scorer
-
     def _update(self, trained: list[Example]) -> tuple[list[StepResult], dict[str, list[StepResult]]]:
         results: list[StepResult] = []
         values: dict[str, list[StepResult]] = {role: [] for role in self.critics}
+        objective = OnPolicy(self.algorithm) if self._updates_once else self.algorithm
         for iteration in range(self.algorithm.update_iters):
             # Every rank shuffles its own responses, the same way when the run is resumed.
             own = rank() // self.copies
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {own}')
             examples = order.sample(trained, len(trained))
-            for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
+            cost = self.engine.policy.collate.cost
+            for micro_batches in split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost):
                 if self.progress.step == self.steps:
                     break
                 supervised = self._supervised()
@@ -385,7 +388,7 @@ class OnlineLoop(Loop):
                     results.append(StepResult({}, None, {}, applied=False))
                 else:
                     started = time.perf_counter()
-                    batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
+                    batches, result = self._updated(self.engine, objective, [*micro_batches, *supervised])
                     if self.meter is not None:
                         self._policy_seconds += time.perf_counter() - started
                         policy = self.engine.policy
@@ -406,13 +409,10 @@ class OnlineLoop(Loop):
         return results, values
 
     def _updated(
-        self, engine: Engine, algorithm: Any, micro_batches: list[list[Example]]
+        self, engine: Engine, objective: Any, micro_batches: list[list[Example]]
     ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
-        return batches, engine.train_step(batches, ByKind(algorithm))
-
-    def _split_into_steps(self, examples: list[Example], cost: CostOf | None = None) -> list[list[list[Example]]]:
-        return split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost)
+        return batches, engine.train_step(batches, ByKind(objective))
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
@@ -447,11 +447,7 @@ class OnlineLoop(Loop):
     ) -> None:
         sources = source_names(self.training.dataset.sources)
         rollout = rollout_metrics(generated, trained, sources, self._reduce, self._writes_tokens, self._acts)
-        metrics = {
-            **rollout,
-            **combined(results).numbers,
-            **self._of_steps(results[-1]),
-        }
+        metrics = {**rollout, **combined(results).numbers, **self._of_steps(results[-1])}
         metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
         if self._acts:
             metrics['failed_episodes'] = float(self._failed)

@@ -44,6 +44,11 @@ def make_ready(cfgs: RunCfgs, spec: Spec, model: nn.Module, config: dict[str, An
     """Nothing is left to do before an engine takes it."""
 
 
+def kernels(cfgs: RunCfgs, collate: Collator, model: nn.Module) -> dict[str, str]:
+    """None that settings decide."""
+    return {}
+
+
 def require_same_space(resolved: Resolved, spec: Spec) -> None:
     """Raises ModelError for a reference that acts in another space, is of another type or has another kind of head."""
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None

@@ -27,6 +27,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.acting_models import (
     activations,
     kept_features,
+    kernels,
     make_ready,
     require_same_space,
     require_trained,
@@ -40,6 +41,7 @@ from align_anything.trainers.runs.settings import dtype_of
 __all__ = [
     'activations',
     'kept_features',
+    'kernels',
     'make_ready',
     'require_trained',
     'router_coefficient',
@@ -50,6 +52,7 @@ __all__ = [
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('router_aux_loss_coef', 'layout', 'code_loss_over', 'eval_max_new_tokens')),
     *(f'train_cfgs.{key}' for key in ('gradient_checkpointing_every_n_layers', 'activation_offloading', 'mlp_tiles')),
+    *('train_cfgs.torch_compile', 'train_cfgs.use_liger_kernel'),
     *(f'data_cfgs.{key}' for key in ('emitted_loss_weights',)),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'attn_implementation', 'chat_template')),
     *(f'model_cfgs.{key}' for key in ('processor_kwargs', 'feature_cache_dir', 'max_new_tokens', 'top_p', 'top_k')),

@@ -63,6 +63,8 @@ class ModelKind(Protocol):
 
     def make_ready(self, cfgs: RunCfgs, spec: Spec, model: nn.Module, config: dict[str, Any]) -> None: ...
 
+    def kernels(self, cfgs: RunCfgs, collate: Collator, model: nn.Module) -> dict[str, str]: ...
+
     def check_model(self, resolved: Resolved, spec: Spec) -> None: ...
 
     def require_trained(
@@ -132,6 +134,11 @@ def kept_features(cfgs: RunCfgs, spec: Spec, model: nn.Module) -> list[str]:
     return KINDS[spec.unit].kept_features(cfgs, spec, model)
 
 
+def kernels(cfgs: RunCfgs, collate: Collator, model: nn.Module) -> dict[str, str]:
+    """What computes, by what it is called, where settings or the machine decide it."""
+    return KINDS[collate.spec.unit].kernels(cfgs, collate, model)
+
+
 def save(cfgs: RunCfgs, spec: Spec, model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
     """Writes a trained model to `folder`, with its `state` where it is partitioned. Call it on one rank."""
     KINDS[spec.unit].save(cfgs, spec, model, state, folder)
@@ -181,6 +188,8 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
         logger.warning('train_cfgs.activation_offloading: on a CPU activations are in host memory anyway.')
     engine.check()
     logger.info('layout: %s', policy.collate.layout)
+    for name, told in kind.kernels(cfgs, policy.collate, tuned).items():
+        logger.info('%s: %s', name, told)
     if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:
         logger.info(
             'codes: the %d behind the first one of each frame are read and not scored; what writes them and embeds '

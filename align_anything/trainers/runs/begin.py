@@ -55,7 +55,7 @@ from align_anything.trainers.runs.checkpoints import EMA, Checkpoints
 from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.eval_tasks import EvalTasks, metrics_of
-from align_anything.trainers.runs.output_folder import check_unused
+from align_anything.trainers.runs.output_folder import check_unused, require_shared
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 logger = get_logger(__name__)
@@ -113,6 +113,7 @@ def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     output_dir = make_folders(cfgs, algorithm)
     check_tracker(cfgs.logger_cfgs.log_type)
     join_process_group()
+    require_shared(output_dir, 'logger_cfgs.output_dir', 'Checkpoints are written by all ranks into one folder')
     engine_config(cfgs)
     check_reference(cfgs, algorithm)
     metrics = metrics_of(cfgs, pair)
@@ -194,6 +195,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         'console': TrainingConsole(steps, progress.step),
         'skips': SkipReport(run.output_dir, progress.skipped, progress.filtered),
         'save': checkpoints.save,
+        'writing': None if checkpoints.staging_dir is None else checkpoints,
         'ema': checkpoints.averages.get(EMA),
         'stop_asked': StopSignal(),
         'watchers': run.watchers,
@@ -219,6 +221,7 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> Path:
     """
     with closing(loop):
         finished = loop.run()
+    checkpoints.conclude()
     loop.skips.conclude()
     if run.progress.empty:
         logger.warning(
@@ -256,6 +259,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
         'diffusion_cfgs.prepared_dir': cfgs.diffusion_cfgs.prepared_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
         'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
+        'logger_cfgs.checkpoint_staging_dir': cfgs.logger_cfgs.checkpoint_staging_dir,
     }
     for setting, folder in caches.items():
         if folder is not None:

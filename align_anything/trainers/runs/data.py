@@ -311,7 +311,7 @@ def training_sampler(
     filled by tokens.
 
     With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
-    they go; `collate` says what they take. With `buckets` a micro-batch holds rows of one of them.
+    they go; `collate` says what they take. With `buckets` and without that a micro-batch holds rows of one of them.
     """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
     shape = BatchShape(
@@ -319,14 +319,16 @@ def training_sampler(
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
-    filling = None if budget is None or rows is not None else Filling(shape, budget, train.group_by_length)
+    # Samples of several sizes are filled up to the longest of their micro-batch.
+    grouped = train.group_by_length or collate.spec.unit == 'denoising step'
+    filling = None if budget is None or rows is not None else Filling(shape, budget, grouped)
     windows = dataset.windows
     if windows is not None and windows.kind == 'all':
         return sampler_of_all_windows(dataset, windows, costs, filling, shape, cfgs)
     cut = (lambda sampler: sampler) if windows is None else partial(RandomWindows, windows=windows)
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
-        if buckets is not None:
+        if buckets is not None and filling is None:
             return BucketSampler(mixture, buckets, shape)
         return cut(IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling))
     if len(sources) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
@@ -362,6 +364,9 @@ def row_buckets(dataset: ExampleDataset, spec: Spec, cfgs: RunCfgs) -> tuple[Buc
         dataset, lambda conversations: spec.bucket_of(size_of_answer(conversations)), cfgs.data_cfgs.num_workers
     )
     logger.info('rows by size:\n%s', histogram(found))
+    budget = cfgs.train_cfgs.max_length_per_batch
+    if budget is not None:
+        logger.info('micro-batches filled to %d tokens: %s', budget, spec.sizes_at_once)
     return found, unusable
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -35,6 +35,7 @@ from align_anything.trainers.runs.assembly import (
     build_on_meta,
     check_model,
     kept_features,
+    kernels,
     make_collator,
     require_trained,
 )
@@ -127,7 +128,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     # Of the largest micro-batch, and of one of a single row: tokens, or samples that are denoised.
     largest, least = cfgs.train_cfgs.max_length_per_batch or 0, 0
     if spec.unit == 'denoising step':
-        largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else len(batch.inputs.sample)
+        largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else batch.inputs.rows
         least = -(-largest // cfgs.train_cfgs.per_device_train_batch_size)
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
@@ -149,7 +150,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     console.print(render_table(parameter_table(model, spec.components, rates)))
     cached = kept_features(cfgs, spec, model)
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
-    console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))
+    computing = kernels(cfgs, collate, model)
+    console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, computing, generates))
     counted = COUNTED[spec.unit]
     console.print(memory_table(held, counted.format(largest)))
 
@@ -290,6 +292,7 @@ def _plan(
     optimizer: str,
     config: dict,
     cached: Sequence[str],
+    computing: Mapping[str, str],
     generates: bool,
 ) -> Table:
     train = cfgs.train_cfgs
@@ -308,6 +311,7 @@ def _plan(
         'engine': f'{sharer_of(config)}, {precision_of(cfgs)}, {optimizer}',
         'activations': told_of_activations(cfgs),
         'layout': f'{layout} (checked on the model before the first step)',
+        **computing,
         **({'features kept': ', '.join(cached)} if cached else {}),
     }.items():
         table.add_row(name, value)

@@ -33,6 +33,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.acting_models import (
     activations,
     kept_features,
+    kernels,
     make_ready,
     require_same_space,
     require_trained,
@@ -49,6 +50,7 @@ logger = get_logger(__name__)
 __all__ = [
     'activations',
     'kept_features',
+    'kernels',
     'make_ready',
     'require_trained',
     'router_coefficient',

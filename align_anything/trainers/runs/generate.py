@@ -44,7 +44,7 @@ from align_anything.trainers.runs.generations import Record, Scored, asked_of, n
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
 from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
-from align_anything.trainers.runs.output_folder import check_unused
+from align_anything.trainers.runs.output_folder import check_unused, require_shared
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of, require_head, spec_of_judge
@@ -154,6 +154,8 @@ def generate(
     output_dir = make_folders(cfgs, algorithm)
     if 'RANK' in os.environ:
         join_process_group()
+        if pair.writes:
+            require_shared(output_dir, 'logger_cfgs.output_dir', 'All ranks write their media there')
     files, kept = _opened_files(output_dir, resolved, len(dataset))
     if is_guided(models):
         (dataset,) = guided_prompts([dataset])

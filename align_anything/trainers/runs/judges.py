@@ -12,9 +12,11 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.family import FamilySpec
 from align_anything.rewards.base import Reward
+from align_anything.trainers.loops.splitting import exchanges
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator, open_scorer
 from align_anything.trainers.runs.roles import ModelJudge
+from align_anything.trainers.runs.settings import acts, denoises
 
 
 def judging_engine(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm, source: str) -> FrozenEngine:
@@ -36,6 +38,17 @@ def open_judges(
         scorer = judging_engine(cfgs, spec, pair, algorithm, asked.source)
         train = cfgs.train_cfgs
         size = train.per_device_train_batch_size if algorithm.trains else train.per_device_eval_batch_size
-        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
+        # That of a denoiser or of chunks counts something else than tokens.
+        of_tokens = not denoises(cfgs) and not acts(cfgs)
+        judge = ModelJudge(
+            asked.source,
+            scorer,
+            spec,
+            size,
+            spec.max_length,
+            asked.unread_score,
+            budget=train.max_length_per_batch if of_tokens else None,
+            exchanges=exchanges(cfgs),
+        )
         rewards.append(Reward(name, weight, judge, judge.unread))
     return rewards

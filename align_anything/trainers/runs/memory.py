@@ -27,6 +27,7 @@ from align_anything.engines.fsdp_config import accumulates_whole_gradients
 from align_anything.engines.optim import state_bytes
 from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
+from align_anything.models.quantization import bytes_spared
 from align_anything.models.spec import Spec
 from align_anything.models.trainable import count
 from align_anything.trainers.pairs import Pair
@@ -60,11 +61,17 @@ class Memory:
 
 
 def estimate_memory(
-    model: nn.Module, config: Mapping[str, Any], precision: str, ranks: int | None = None, optimizer: str = ''
+    model: nn.Module,
+    config: Mapping[str, Any],
+    precision: str,
+    ranks: int | None = None,
+    optimizer: str = '',
+    spared: float = 0.0,
 ) -> Memory:
     """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
 
-    `ranks` is how many there are; None for those of this run. `optimizer` is the one that steps.
+    `ranks` is how many there are; None for those of this run. `optimizer` is the one that steps, and `spared` how many
+    bytes of weights are not there because they are quantised.
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
     al., 2020, arXiv:1910.02054, section 3). FSDP2 shares all of them, but for the gradients of the micro-batches before
@@ -78,9 +85,10 @@ def estimate_memory(
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
     width = DTYPES[precision].itemsize
     states = state_bytes(optimizer) + (0 if precision == 'fp32' else torch.float32.itemsize)
-    weights = everything * width / (ranks if stage == 3 else 1)
+    held = everything * width - spared
+    weights = held / (ranks if stage == 3 else 1)
     if secondary_ranks(config) > 1:
-        weights += everything * width / secondary_ranks(config)
+        weights += held / secondary_ranks(config)
     return Memory(
         weights=0.0 if offloads_parameters(config) else weights,
         gradients=trained * width / (ranks if stage >= 2 else 1)
@@ -89,10 +97,10 @@ def estimate_memory(
     )
 
 
-def average_memory(model: nn.Module, config: Mapping[str, Any]) -> Memory:
-    """What an average of the trained weights takes, in float32 where the weights are."""
+def average_memory(model: nn.Module, config: Mapping[str, Any], ranks: int | None = None) -> Memory:
+    """What an average of the trained weights takes, in float32 where the weights are; `ranks` as above."""
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    ranks = world_size() if partitions_weights(config) else 1
+    ranks = (world_size() if ranks is None else ranks) if partitions_weights(config) else 1
     return Memory(0.0 if offloads_parameters(config) else trained * torch.float32.itemsize / ranks)
 
 
@@ -108,14 +116,17 @@ def memory_of_run(
     """
     (config, optimizer), precision = engine_config(cfgs), precision_of(cfgs)
 
+    def held_of(model: nn.Module, spec: Spec, optimizer: str = '') -> Memory:
+        return estimate_memory(model, config, precision, optimizer=optimizer, spared=_spared(cfgs, spec, model))
+
     def learns(model: nn.Module, learned: Algorithm) -> Memory:
-        own = estimate_memory(model, config, precision, optimizer=optimizer)
+        own = held_of(model, spec, optimizer)
         return replace(own, activations=activations(cfgs, spec, model, learned, size))
 
     if algorithm.trains:
         held = {'policy': learns(policy, algorithm)}
     else:
-        held = {'model': estimate_memory(policy, config, precision)}
+        held = {'model': held_of(policy, spec)}
     refers = algorithm.refers and reference_cache_of(algorithm) is None
     # Without a cache, and unless the policy without its adapter is it, a copy is asked while the run trains.
     if refers and not without_adapter_is_reference(cfgs, algorithm):
@@ -131,8 +142,9 @@ def memory_of_run(
         held[role.replace('_', ' ')] = learns(critic, learned)
     for name, asked in judges_of(cfgs, algorithm).items():
         require_head(asked.source)
-        judge = add_score_head(structure.skeleton(spec_of_judge(cfgs, asked, pair).config))
-        held[JUDGES[name]] = estimate_memory(judge.requires_grad_(False), config, precision)
+        of_judge = spec_of_judge(cfgs, asked, pair)
+        judge = add_score_head(structure.skeleton(of_judge.config))
+        held[JUDGES[name]] = held_of(judge.requires_grad_(False), of_judge)
     return held
 
 
@@ -163,9 +175,15 @@ def _reference(cfgs: RunCfgs, algorithm: Reference, spec: Spec, policy: nn.Modul
     own = algorithm.reference_ds_cfgs
     config = sharing_of(cfgs) if own is None else load_deepspeed_config(own)
     precision = precision_of_reference(cfgs, algorithm)
-    total = estimate_memory(skeleton(spec).requires_grad_(False), config, precision)
+    frozen_copy = skeleton(spec).requires_grad_(False)
+    total = estimate_memory(frozen_copy, config, precision, spared=_spared(cfgs, spec, frozen_copy))
     partitioned = partitions_weights(config) or partitions_weights(sharing_of(cfgs))
     if not same or precision != precision_of(cfgs) or partitioned:
         return total
     frozen = sum(count(parameter) for parameter in policy.parameters() if not parameter.requires_grad)
-    return Memory(total.weights - frozen * DTYPES[precision].itemsize)
+    return Memory(max(0.0, total.weights - frozen * DTYPES[precision].itemsize))
+
+
+def _spared(cfgs: RunCfgs, spec: Spec, model: nn.Module) -> float:
+    """Bytes of weights that are not there because they are quantised."""
+    return bytes_spared(cfgs.bnb_cfgs, model, spec.components, DTYPES[precision_of(cfgs)].itemsize)

@@ -88,5 +88,6 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
         answers=answers,
         **bookkeeping(run, checkpoints, dataset, steps),
     )
-    loop.file_skips([*unusable, *sum(without_bucket, [])])
+    # Rows whose costs were looked at are told once.
+    loop.file_skips([*unusable, *sum(without_bucket if costs is None else without_bucket[1:], [])])
     return finish(run, loop, checkpoints)

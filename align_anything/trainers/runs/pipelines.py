@@ -14,6 +14,7 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
+from align_anything.models.compiling import repeated_blocks, told_of_layers
 from align_anything.models.diffusion.activations import kept_for_backward
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
@@ -26,6 +27,7 @@ from align_anything.models.diffusion.lora import apply_lora
 from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora, put_saved_lora
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.diffusion.work import work_of_tokens
 from align_anything.models.trainable import require_trainable
 from align_anything.policies.base import Policy
 from align_anything.policies.denoising.collator import DenoisingCollator
@@ -34,6 +36,7 @@ from align_anything.policies.denoising.noise import Noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.compiled import compile_if_asked
 from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.settings import checkpointing_of, dtype_of
 
@@ -42,8 +45,8 @@ EMBEDDED = 3.5
 SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 OF_TOKENS = (
-    *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
-    *(f'train_cfgs.{key}' for key in ('sequence_parallel_size', 'mlp_tiles')),
+    *(f'train_cfgs.{key}' for key in ('group_by_length', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
+    *(f'train_cfgs.{key}' for key in ('sequence_parallel_size', 'mlp_tiles', 'use_liger_kernel')),
     *(f'train_cfgs.{key}' for key in ('unfreeze_patterns', 'code_loss_over', 'reference_cache_dir')),
     *(f'data_cfgs.{key}' for key in ('train_on', 'emitted_loss_weights', 'drop_truncated', 'sample_cache_dir')),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
@@ -64,19 +67,18 @@ OF_TOKENS = (
 def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Algorithm) -> DenoisingCollator:
     """The collator of the run's policy. Raises SettingsError for noise that the process does not have."""
     noise = noise_of(cfgs, spec)
+    work = (1.0, 0.0) if cfgs.train_cfgs.max_length_per_batch is None else work_of_tokens(spec)
+    several = cfgs.train_cfgs.max_length_per_batch is not None and not spec.one_size
+    collate = DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, several=several, work=work)
     if algorithm.scores == 'units':
         embedded = cfgs.diffusion_cfgs.embedded_guidance
         guidance = Guidance(embedded=EMBEDDED if embedded is None else embedded)
-        return DenoisingCollator(
-            spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec.process), guidance=guidance
-        )
-    if not algorithm.generates:
-        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
-    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
+        return replace(collate, kernel=kernel_of(cfgs, spec.process), guidance=guidance)
     guidance = guidance_of(cfgs, spec, algorithm)
-    return DenoisingCollator(
-        spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts
-    )
+    if not algorithm.generates:
+        return replace(collate, guidance=guidance)
+    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
+    return replace(collate, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts)
 
 
 def evaluating(cfgs: RunCfgs, collate: DenoisingCollator) -> DenoisingCollator:
@@ -188,6 +190,8 @@ def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> n
         with torch.device('meta'):
             model = _with_head(spec, model)
     model = model.to(dtype_of(cfgs))
+    if cfgs.train_cfgs.torch_compile:
+        repeated_blocks(model)
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
 
 
@@ -236,7 +240,13 @@ def _with_head(spec: DiffusionSpec, denoiser: nn.Module) -> DenoiserForScore:
 
 
 def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:
-    """Nothing is left to do before an engine takes a denoiser."""
+    """Has the blocks of a denoiser compiled before an engine takes it, where the settings ask."""
+    compile_if_asked(cfgs, config, lambda: repeated_blocks(model))
+
+
+def kernels(cfgs: RunCfgs, collate: DenoisingCollator, model: nn.Module) -> dict[str, str]:
+    """What computes, by what it is called, where settings decide it."""
+    return {'torch.compile': told_of_layers(repeated_blocks(model))} if cfgs.train_cfgs.torch_compile else {}
 
 
 def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
@@ -246,6 +256,14 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
             [
                 'data_cfgs.streaming: the rows of a stream cannot be encoded before training, and pipelines need that. '
                 'Set it to False.'
+            ]
+        )
+    train = resolved.cfgs.train_cfgs
+    if train.torch_compile and train.max_length_per_batch is not None:
+        raise SettingsError(
+            [
+                'train_cfgs.torch_compile: samples of several sizes in one call (train_cfgs.max_length_per_batch) are '
+                'kept apart outside of what torch.compile sees; leave one of both out.'
             ]
         )
     if spec.no_checkpointing and resolved.cfgs.train_cfgs.activation_offloading:

@@ -11,15 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.contents import Known
-from align_anything.core.distributed import all_gather_object, all_reduce_sum, barrier, broadcast_object, is_main
-from align_anything.core.errors import SampleError, SettingsError
+from align_anything.core.distributed import all_gather_object, all_reduce_sum
+from align_anything.core.errors import SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, Skipped, map_tensors
@@ -27,6 +26,7 @@ from align_anything.datasets.dataset import ExampleDataset, Task, TaskAround
 from align_anything.datasets.media.known import NOTED, KnownMedia
 from align_anything.reporting.console import StageConsole
 from align_anything.trainers.runs.data import loader_in_order
+from align_anything.trainers.runs.output_folder import require_shared
 
 logger = get_logger(__name__)
 
@@ -78,7 +78,7 @@ def prepare(
         SettingsError: the ranks do not share the folder of a store, or its disk is full.
     """
     for maker in makers:
-        require_shared(maker.store)
+        require_shared(maker.store.folder, maker.store.setting, 'Each makes a share of the entries for all')
     made: list[set[str]] = [set() for _ in makers]
     batch_size = cfgs.train_cfgs.per_device_train_batch_size
     name = ', '.join(maker.name for maker in makers)
@@ -130,24 +130,6 @@ def prepare_known(
     """
     rows = dataset.of_task(MadeTask(task, makers), known.noting())
     prepare([*makers, KnownMaker(known.store)], rows, _examples, cfgs, device)
-
-
-def require_shared(store: TensorStore) -> None:
-    """Raises SettingsError when the ranks do not see one folder but each node has its own. Every rank calls it."""
-    mark = store.folder / broadcast_object(f'.shared.{uuid4().hex}')
-    if is_main():
-        mark.touch()
-    barrier()
-    seen = all_gather_object(mark.exists())
-    if is_main():
-        mark.unlink()
-    if not all(seen):
-        raise SettingsError(
-            [
-                f'{store.setting}: of {len(seen)} processes only {sum(seen)} see what the first one writes into '
-                f'{store.folder}. Each makes a share of the entries for all: name a folder that all nodes share.'
-            ]
-        )
 
 
 @dataclass

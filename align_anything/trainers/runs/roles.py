@@ -27,7 +27,7 @@ from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.rewards.base import Completion, check_values
 from align_anything.rewards.live_codes import LiveCodes
-from align_anything.trainers.loops.splitting import split
+from align_anything.trainers.loops.splitting import Exchange, exchanged_and_filled, split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import require_judging, require_readable
 from align_anything.trainers.runs.model_checks import require_positions
@@ -142,6 +142,8 @@ class ModelJudge:
         batch_size: responses in one forward pass.
         max_length: longest conversation in its own tokens that it reads; None is any.
         unread_score: score of a completion that it cannot read.
+        budget: tokens of a forward pass, which then go by them; None goes by `batch_size`.
+        exchanges: whether ranks score completions of each other for equal work.
     """
 
     def __init__(
@@ -152,9 +154,12 @@ class ModelJudge:
         batch_size: int,
         max_length: int | None = None,
         unread_score: float = 0.0,
+        budget: int | None = None,
+        exchanges: bool = False,
     ) -> None:
         self.source, self.engine, self.batch_size = source, engine, batch_size
         self.max_length, self.unread_score = max_length or sys.maxsize, unread_score
+        self.budget, self.exchanges = budget, exchanges
         # Its length decides whether a completion is read, so nothing may be cut off before.
         self.spec = copy(spec)
         self.spec.max_length = sys.maxsize
@@ -173,11 +178,13 @@ class ModelJudge:
         # Ranks make equally many passes, which a partitioned model needs.
         of_ranks = all_gather_object((-(-len(numbers) // self.batch_size), unread))
         self._unread = [item for _, own in of_ranks for item in own]
-        read: list[float] = []
-        for micro_batch in split(examples, self.batch_size, max(passes for passes, _ in of_ranks)):
+        micro_batches, exchange = self._split(examples, max(passes for passes, _ in of_ranks))
+        found: list[float] = []
+        for micro_batch in micro_batches:
             batch = self.engine.policy.collate(micro_batch).to(self.engine.device)
-            found = self.engine.score(batch).values.tolist()
-            read += found[: sum(len(example.responses) for example in micro_batch)]
+            scored = self.engine.score(batch).values.tolist()
+            found += scored[: sum(len(example.responses) for example in micro_batch)]
+        read = exchange.back(found)
         scores = [self.unread_score] * len(completions)
         for number, score in zip(numbers, read, strict=True):
             scores[number] = score
@@ -186,6 +193,12 @@ class ModelJudge:
     def unread(self) -> list[Skipped]:
         """Returns what the last call could not read, on all ranks: the rows, and why not."""
         return self._unread
+
+    def _split(self, examples: list[Example], passes: int) -> tuple[list[list[Example]], Exchange]:
+        if self.budget is None:
+            return split(examples, self.batch_size, passes), Exchange(examples)
+        collate = self.engine.policy.collate
+        return exchanged_and_filled(examples, self.budget, collate.size, collate.cost if self.exchanges else None)
 
     def _as_read(self, conversations: list[Conversation]) -> list[Conversation]:
         """The conversations with sounds at the rate of this model, and codes where it reads media as codes."""

@@ -103,7 +103,8 @@ def _problems_of_servers(settings: VLLMCfgs) -> list[str]:
         )
     if settings.vllm_tensor_parallel_size > 1 or settings.vllm_enable_sleep:
         problems.append(
-            'vllm_cfgs: a server generates on one device, which is its own: leave out vllm_tensor_parallel_size and '
+            'vllm_cfgs: a server generates on devices of its own, as many as it is started for '
+            '(--tensor-parallel-size, --data-parallel-size): leave out vllm_tensor_parallel_size and '
             'vllm_enable_sleep, or vllm_server_urls.'
         )
     return problems

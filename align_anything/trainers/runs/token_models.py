@@ -13,7 +13,7 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
-from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
 from align_anything.engines.deepspeed_config import needs_every_parameter, partitions_weights, zero_stage
 from align_anything.engines.handing import builds_without_weights
 from align_anything.models import router, structure
@@ -21,24 +21,29 @@ from align_anything.models.action_space import keep_action_space
 from align_anything.models.activations import activations_of
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
+from align_anything.models.compiling import told_of_layers
 from align_anything.models.declared_codes import keep_codes
 from align_anything.models.export import export_model
 from align_anything.models.families import own_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
+from align_anything.models.liger import apply_liger, require_liger, why_without_liger
 from align_anything.models.lora import AUTO
 from align_anything.models.media_tokens import require_told_apart
 from align_anything.models.pretrained_model import load_model, require_writing, tune_model
-from align_anything.models.tiling import tile_mlps
+from align_anything.models.tiling import layers_of, tile_mlps
 from align_anything.models.trainable import enable_gradient_checkpointing, require_reached, require_still
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.policies.token.plan import fit_attention, plan_batches
+from align_anything.policies.token.plan import fit_attention, kernel_of_rows, plan_batches
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.compiled import compile_if_asked
 from align_anything.trainers.runs.model_checks import check_freezing, require_reference_reads
 from align_anything.trainers.runs.settings import checkpointing_of, dtype_of, sharing_of
+
+logger = get_logger(__name__)
 
 
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm) -> TokenCollator:
@@ -130,29 +135,29 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.M
     model = tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
+    if cfgs.train_cfgs.torch_compile:
+        compiled_layers(spec, model)
     return model
+
+
+def compiled_layers(spec: FamilySpec, model: nn.Module) -> list[nn.Module]:
+    """The layers that torch.compile compiles. Raises ModelError where it is not known which they are."""
+    return list(layers_of(bare_model(model), spec.component_of, 'torch_compile'))
 
 
 def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int) -> float:
     """About how many bytes the model keeps of so many tokens for its backward pass."""
     train, width = cfgs.train_cfgs, dtype_of(cfgs).itemsize
     own = -(-size // train.sequence_parallel_size)
-    return activations_of(model, spec, own, width, checkpointing_of(cfgs), tiles=train.mlp_tiles)
+    fused = train.use_liger_kernel and why_without_liger(spec.model_type) is None
+    return activations_of(model, spec, own, width, checkpointing_of(cfgs), tiles=train.mlp_tiles, fused=fused)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
     """The weight of the router loss in each step; a critic's model need not be a mixture of experts."""
-    coefficient = router.router_coefficient(
+    return router.router_coefficient(
         model, None if algorithm.scores == 'units' else cfgs.train_cfgs.router_aux_loss_coef
     )
-    if coefficient and cfgs.train_cfgs.sequence_parallel_size > 1:
-        raise SettingsError(
-            [
-                'train_cfgs.sequence_parallel_size: the router loss is one of all tokens of a row, and each rank has '
-                'some of them; set train_cfgs.router_aux_loss_coef: 0.'
-            ]
-        )
-    return coefficient
 
 
 def load(
@@ -186,7 +191,13 @@ def load(
         on_meta=builds_without_weights(config) and not own and cfgs.model_cfgs.feature_cache_dir is None,
     )
     del partitioning
-    fit_attention(model, collate)
+    if cfgs.train_cfgs.use_liger_kernel:
+        why = why_without_liger(collate.spec.model_type)
+        if why is None:
+            apply_liger(model)
+        else:
+            logger.warning('train_cfgs.use_liger_kernel: not in force for %s: %s.', source, why)
+    fit_attention(model, collate, cfgs.train_cfgs.torch_compile)
     return model
 
 
@@ -194,7 +205,7 @@ def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[s
     """Does to a model what is left to do before an engine takes it, once it is frozen and bears its adapters.
 
     Its frozen towers keep what they compute, where the settings name a folder for it. ZeRO-3 learns what modules read
-    of others.
+    of others. Its layers are compiled, where the settings ask.
     """
     if zero_stage(config) == 3:
         import deepspeed
@@ -203,6 +214,20 @@ def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[s
             deepspeed.zero.register_external_parameter(module, parameter)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=partitions_weights(config))
+    compile_if_asked(cfgs, config, lambda: compiled_layers(spec, model))
+
+
+def kernels(cfgs: RunCfgs, collate: TokenCollator, model: nn.Module) -> dict[str, str]:
+    """What computes, by what it is called, where settings or the machine decide it."""
+    told = {}
+    if not collate.pads and collate.segmented:
+        told['attention'] = kernel_of_rows(collate.spec, dtype_of(cfgs))
+    if cfgs.train_cfgs.use_liger_kernel:
+        why = why_without_liger(collate.spec.model_type)
+        told['Liger kernels'] = 'norms, rotations and gated MLPs' if why is None else f'not in force: {why}'
+    if cfgs.train_cfgs.torch_compile:
+        told['torch.compile'] = told_of_layers(compiled_layers(collate.spec, model))
+    return told
 
 
 def _partitioned_loading(config: dict[str, Any]) -> Any:
@@ -213,6 +238,8 @@ def _partitioned_loading(config: dict[str, Any]) -> Any:
 
 def check_model(resolved: Resolved, spec: FamilySpec) -> None:
     """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a family of tokens."""
+    if resolved.cfgs.train_cfgs.use_liger_kernel:
+        require_liger()
     if resolved.algorithm.scores != 'responses':
         require_writing(spec.model_type, resolved.cfgs.model_cfgs.model_name_or_path)
     check_freezing(resolved, spec.components)

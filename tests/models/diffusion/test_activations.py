@@ -20,6 +20,10 @@ from align_anything.models.diffusion.checkpoint import (
 from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
 
 Tiny = Callable[..., Path]
+OTHERS = (
+    *('sdxl', 'flux', 'flux2_klein', 'flux_kontext', 'pixart', 'sana', 'ltx', 'cogvideox', 'text_to_video_sd'),
+    *('stable_audio', 'wan', 'z_image', 'qwen_image', 'qwen_image_edit', 'hunyuan_video', 'ace_step'),
+)
 
 
 def of(folder: Path) -> DiffusionSpec:
@@ -54,11 +58,7 @@ def kept(spec: DiffusionSpec, rows: int) -> int:
     [
         'sd15',
         'sd3',
-        *(
-            pytest.param(name, marks=pytest.mark.extended)
-            for name in ('sdxl', 'flux', 'flux2_klein', 'flux_kontext', 'pixart', 'sana', 'ltx', 'cogvideox')
-        ),
-        *(pytest.param(name, marks=pytest.mark.extended) for name in ('text_to_video_sd', 'stable_audio')),
+        *(pytest.param(name, marks=pytest.mark.extended) for name in OTHERS),
     ],
 )
 def test_what_a_denoiser_keeps(tiny: Tiny, family: str) -> None:
@@ -66,7 +66,8 @@ def test_what_a_denoiser_keeps(tiny: Tiny, family: str) -> None:
     for rows in (1, 3):
         assert kept_for_backward(spec, denoiser_skeleton(spec), rows, torch.float32) == kept(spec, rows)
     half = kept_for_backward(spec, denoiser_skeleton(spec).to(torch.bfloat16), 1, torch.bfloat16)
-    assert half < 0.7 * kept(spec, 1)
+    # Tables of rotary positions stay in float32.
+    assert half < 0.8 * kept(spec, 1)
 
 
 def test_blocks_that_are_computed_anew_keep_less(tiny: Tiny) -> None:
@@ -80,9 +81,3 @@ def test_blocks_that_are_computed_anew_keep_less(tiny: Tiny) -> None:
     assert kept_for_backward(spec, recomputing, 1, torch.float32) < kept_there
     with pytest.raises(ModelError, match='gradient_checkpointing_every_n_layers: diffusers computes all blocks'):
         enable_gradient_checkpointing(recomputing, spec, Checkpointing(every=2))
-
-
-@pytest.mark.parametrize('family', ['z_image', pytest.param('qwen_image', marks=pytest.mark.extended)])
-def test_families_that_look_at_numbers_are_not_counted(tiny: Tiny, family: str) -> None:
-    spec = of(tiny(family))
-    assert kept_for_backward(spec, denoiser_skeleton(spec), 1, torch.float32) is None

@@ -24,7 +24,10 @@ DENOISER = 'denoiser'
 
 def rows_of(family: str, count: int) -> list[Example]:
     found = opened(family)
-    (conditions,) = found.spec.encode_read(found.frozen, [found.spec.read(found.spec.blank_prompt())])
+    blank = found.spec.blank_prompt()
+    (conditions,) = found.spec.encode_read(found.frozen, [found.spec.read(blank)])
+    if blank.pictures:
+        conditions |= found.spec.encode_pictures(found.frozen, blank)
     asked = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0), media=conditions)
     made = Piece(torch.arange(1), torch.ones(1), media={LATENTS: torch.randn(found.shape)})
     return [Example(asked, [made], f'row {number}') for number in range(count)]

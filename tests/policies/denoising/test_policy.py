@@ -182,13 +182,20 @@ def test_units_batches_and_costs() -> None:
     assert batch.segments.tolist() == [0, 1, 2, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 7]
     torch.testing.assert_close(batch.weights[:4], torch.tensor([1.0, 1.0, 0.5, 0.5]))
     assert batch.num_responses == 8 and batch.examples_of_responses.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    elements = math.prod(SHAPE)
+    # Patches of 2 × 2 positions are tokens.
+    elements, tokens = math.prod(SHAPE), math.prod(SHAPE[1:]) // 4
     assert batch.stats == {'examples': 4, 'units': 16, 'latents': 16 * elements}
-    assert collate.cost(examples[1]) == Cost(4, elements, 5.0 * elements, 1, elements)
-    assert collate.size(examples) == 16 * elements and collate.size([]) == 0
+    assert collate.cost(examples[1]) == Cost(4, tokens, 5.0 * tokens, 1, tokens, kind=(SHAPE, SHAPE))
+    assert collate.size(examples) == 16 * tokens and collate.size([]) == 0
+    several = replace(collate, several=True, work=(3.0, 0.5))
+    assert several.cost(examples[1]) == Cost(4, tokens, 5 * (3.0 * tokens + 0.5 * tokens**2), 1, tokens)
+    wide = replace(examples[1], responses=[clean(1, 2, (3, 4, 8))], unmatched=None)
+    narrow = replace(examples[1], unmatched=None)
+    assert several.size([wide, narrow]) == (2 + 4) * 8, 'all are as long as the longest'
+    assert collate.size([wide, narrow]) > 10**9, 'samples of two sizes fit into no budget'
     guided = policy_of(kernel=Kernel(), guidance=Guidance(3.0))
     steps = generated(guided)[0]
-    assert guided.collate.cost(steps) == Cost(6, elements, 12.0 * elements)
+    assert guided.collate.cost(steps) == Cost(6, tokens, 12.0 * tokens, kind=(SHAPE,))
     assert batch.inputs.conditions['letters'].shape[0] == 4, 'conditions stand once for each prompt'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,9 @@ from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.library import pipeline_class
 from align_anything.models.diffusion.pictures import rows
 from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split, strips, unstrip
+from align_anything.models.diffusion.spec import Given
+from align_anything.models.diffusion.turning import last_turned_in_pairs
 from align_anything.models.diffusion.videos import VideoSpec
 
 
@@ -22,6 +26,7 @@ class CogVideoXSpec(VideoSpec):
     pipelines = ('CogVideoXPipeline',)
     channel_dim = 1
     side_multiple = 2
+    one_size = ''
     frames, fps = 49, 8.0
 
     @property
@@ -34,6 +39,8 @@ class CogVideoXSpec(VideoSpec):
         super().check()
         config = self.configs[self.denoiser]
         patch, frames = config.get('patch_size_t') or 1, self.latent_shape(self.default_size())[0]
+        if patch > 1:
+            self.one_size = 'its patches are of several frames.'
         if frames % patch:
             raise ModelError(
                 f'num_frames {self.default_size()[0]} is {frames} frames of latents, which must be a multiple of '
@@ -79,11 +86,51 @@ class CogVideoXSpec(VideoSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns v."""
+        return self._predicted(denoiser, sample, level, conditions['text'], self._rotary(sample))
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns v of samples of several sizes."""
+        samples, patch = [own.sample for own in given], self.side_multiple
+        text = filled([own.conditions['text'] for own in given])
+        tokens = [self.tokens(sample.shape[1:]) for sample in samples]
+        present = rows_of(samples, tokens, text.shape[1], text=text.shape[1])
+        rotary = [self._rotary(sample) for sample in samples]
+        turned = [own for own in rotary if own is not None]
+        (embed,) = named(denoiser, 'patch_embed')
+        added: Sequence[Tensor] = ()
+        if turned:
+            present = dataclasses.replace(present, turn=last_turned_in_pairs).turning(samples, turned)
+        else:
+            places = [
+                embed._get_positional_embeddings(
+                    *sample.shape[-2:], (sample.shape[1] - 1) * embed.temporal_compression_ratio + 1, sample.device
+                )[0]
+                for sample in samples
+            ]
+            added = present.turning(samples, [[own] for own in places]).tables
+        frames_last = [sample.transpose(1, 2) for sample in samples]
+        with (
+            kept_apart(present),
+            replaced(denoiser, 'patch_embed', '_get_positional_embeddings', lambda *a, **b: added[0]),
+        ):
+            predicted = self._predicted(
+                denoiser,
+                strips(frames_last, patch, present.longest)[:, None],
+                torch.cat([own.level for own in given]),
+                text,
+                None,
+            )[:, 0]
+        return [
+            unstrip(own, like, patch).transpose(1, 2)
+            for own, like in zip(split(predicted, samples), frames_last, strict=True)
+        ]
+
+    def _predicted(self, denoiser: nn.Module, sample: Tensor, level: Tensor, text: Tensor, rotary: Any) -> Tensor:
         return denoiser(
             hidden_states=sample,
-            encoder_hidden_states=conditions['text'].to(sample.dtype),
+            encoder_hidden_states=text.to(sample.dtype),
             timestep=level,
-            image_rotary_emb=self._rotary(sample),
+            image_rotary_emb=rotary,
             return_dict=False,
         )[0].float()
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.packing import even_sigmas, pack, unpack
 from align_anything.models.diffusion.pictures import PictureSpec, rows
+from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split
+from align_anything.models.diffusion.spec import Given
+from align_anything.models.diffusion.turning import turned_in_pairs
 
 
 class FluxSpec(PictureSpec):
@@ -23,6 +26,7 @@ class FluxSpec(PictureSpec):
     side_multiple = 2
     unopened = ('image_encoder', 'feature_extractor')
     default_text_length = 512
+    one_size = ''
 
     @torch.no_grad()
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -36,24 +40,60 @@ class FluxSpec(PictureSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns the velocity."""
-        height, width = sample.shape[-2:]
+        tokens, places = self.placed(sample, conditions)
+        predicted = self._predicted(denoiser, tokens, places, level, conditions['text'], conditions['pooled'], guidance)
+        return unpack(predicted[:, : self.tokens(sample.shape[1:])].float(), *sample.shape[-2:])
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns the velocity of samples of several sizes."""
+        samples = [own.sample for own in given]
+        text = filled([own.conditions['text'] for own in given])
+        placed = [self.placed(own.sample, own.conditions) for own in given]
+        length = text.shape[1]
+        present = rows_of(samples, [len(places) for _, places in placed], length, text=length, turn=turned_in_pairs)
+        (embed,) = named(denoiser, 'pos_embed')
+        tables = [embed(torch.cat([places.new_zeros(length, 3), places])) for _, places in placed]
+        present = present.turning(samples, tables)
+        with kept_apart(present), replaced(denoiser, 'pos_embed', 'forward', lambda places: None):
+            predicted = self._predicted(
+                denoiser,
+                filled([tokens for tokens, _ in placed], present.longest),
+                placed[0][1],
+                torch.cat([own.level for own in given]),
+                text,
+                torch.cat([own.conditions['pooled'] for own in given]),
+                guidance,
+            )
+        return [
+            unpack(own[:, : self.tokens(sample.shape[1:])].float(), *sample.shape[-2:])
+            for own, sample in zip(split(predicted, samples), samples, strict=True)
+        ]
+
+    def _predicted(
+        self,
+        denoiser: nn.Module,
+        tokens: Tensor,
+        places: Tensor,
+        level: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        guidance: float,
+    ) -> Tensor:
         told = None
         if self.configs[self.denoiser].get('guidance_embeds'):
             # In float32: it is multiplied by 1000 first.
-            told = torch.full((len(sample),), guidance, dtype=torch.float32, device=sample.device)
-        text = conditions['text'].to(sample.dtype)
-        tokens, places = self.placed(sample, conditions)
-        predicted = denoiser(
+            told = torch.full((len(tokens),), guidance, dtype=torch.float32, device=tokens.device)
+        text = text.to(tokens.dtype)
+        return denoiser(
             hidden_states=tokens,
             timestep=level * self.timesteps / 1000,
             guidance=told,
-            pooled_projections=conditions['pooled'].to(sample.dtype),
+            pooled_projections=pooled.to(tokens.dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
             img_ids=places,
             return_dict=False,
         )[0]
-        return unpack(predicted[:, : height * width // 4].float(), height, width)
 
     def placed(self, sample: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Returns the tokens that the denoiser sees of samples, `(batch, tokens, …)`, and their positions.

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from align_anything.models.diffusion.packing import even_sigmas
 from align_anything.models.diffusion.pictures import PictureSpec, rows
 from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split
+from align_anything.models.diffusion.spec import Given
+from align_anything.models.diffusion.turning import turned_in_pairs
 
 
 class Flux2KleinSpec(PictureSpec):
@@ -23,6 +26,7 @@ class Flux2KleinSpec(PictureSpec):
     pipelines = ('Flux2KleinPipeline',)
     lora_targets = ('to_q', 'to_k', 'to_v', 'to_out.0', 'to_qkv_mlp_proj', 'attn.to_out')
     default_text_length = 512
+    one_size = ''
 
     @property
     def factor(self) -> int:
@@ -66,17 +70,48 @@ class Flux2KleinSpec(PictureSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns the velocity."""
-        text = conditions['text'].to(sample.dtype)
-        device = sample.device
-        tokens = denoiser(
-            hidden_states=sample.flatten(2).transpose(1, 2),
+        tokens = self._predicted(denoiser, _tokens(sample), _places(sample), level, conditions['text'])
+        return tokens.transpose(1, 2).reshape(sample.shape)
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns the velocity of samples of several sizes."""
+        samples = [own.sample for own in given]
+        text = filled([own.conditions['text'] for own in given])
+        length = text.shape[1]
+        tokens = [self.tokens(sample.shape[1:]) for sample in samples]
+        present = rows_of(samples, tokens, length, text=length, turn=turned_in_pairs)
+        (embed,) = named(denoiser, 'pos_embed')
+        of_text = _positions(1, 1, 1, length)[0].to(text.device)
+        tables = [embed(torch.cat([of_text, _places(sample)[0]])) for sample in samples]
+        present = present.turning(samples, tables)
+
+        def unturned(places: Tensor) -> tuple[Tensor, Tensor]:
+            cosine = tables[0][0].new_ones(len(places), tables[0][0].shape[-1])
+            return cosine, torch.zeros_like(cosine)
+
+        with kept_apart(present), replaced(denoiser, 'pos_embed', 'forward', unturned):
+            predicted = self._predicted(
+                denoiser,
+                filled([_tokens(sample) for sample in samples], present.longest),
+                _positions(1, 1, 1, present.longest).to(text.device),
+                torch.cat([own.level for own in given]),
+                text,
+            )
+        return [
+            own[:, :count].transpose(1, 2).reshape(sample.shape)
+            for own, count, sample in zip(split(predicted, samples), tokens, samples, strict=True)
+        ]
+
+    def _predicted(self, denoiser: nn.Module, tokens: Tensor, places: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        text = text.to(tokens.dtype)
+        return denoiser(
+            hidden_states=tokens,
             timestep=level * self.timesteps / 1000,
             encoder_hidden_states=text,
-            txt_ids=_positions(len(sample), 1, 1, text.shape[1]).to(device),
-            img_ids=_positions(len(sample), *sample.shape[-2:], 1).to(device),
+            txt_ids=_positions(len(tokens), 1, 1, text.shape[1]).to(text.device),
+            img_ids=places,
             return_dict=False,
-        )[0]
-        return tokens.float().transpose(1, 2).reshape(sample.shape)
+        )[0].float()
 
     def sigmas(self, steps: int) -> list[float] | None:
         """Returns even noise levels, unless the scheduler makes its own."""
@@ -94,6 +129,14 @@ class Flux2KleinSpec(PictureSpec):
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
     mean, variance = vae.bn.running_mean, vae.bn.running_var
     return mean.view(1, -1, 1, 1), (variance + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+
+
+def _tokens(sample: Tensor) -> Tensor:
+    return sample.flatten(2).transpose(1, 2)
+
+
+def _places(sample: Tensor) -> Tensor:
+    return _positions(len(sample), *sample.shape[-2:], 1).to(sample.device)
 
 
 def _positions(batch: int, height: int, width: int, length: int) -> Tensor:

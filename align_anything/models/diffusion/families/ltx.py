@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.packing import even_sigmas
 from align_anything.models.diffusion.pictures import rows
+from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split
+from align_anything.models.diffusion.spec import Given
 from align_anything.models.diffusion.videos import VideoSpec
 
 
@@ -19,6 +21,7 @@ class LTXSpec(VideoSpec):
 
     pipelines = ('LTXPipeline',)
     default_text_length = 128
+    one_size = ''
     frames, fps, pixels = 161, 25.0, (512, 704)
 
     @property
@@ -69,19 +72,50 @@ class LTXSpec(VideoSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns the velocity."""
-        frames, height, width = sample.shape[2:]
-        tokens = denoiser(
-            hidden_states=sample.flatten(2).transpose(1, 2),
-            encoder_hidden_states=conditions['text'].to(sample.dtype),
+        tokens = self._predicted(denoiser, _tokens(sample), sample, level, conditions['text'], conditions['mask'])
+        return tokens.transpose(1, 2).reshape(sample.shape)
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns the velocity of samples of several sizes."""
+        samples = [own.sample for own in given]
+        text, mask = (filled([own.conditions[name] for own in given]) for name in ('text', 'mask'))
+        present = rows_of(samples, [self.tokens(sample.shape[1:]) for sample in samples], text.shape[1])
+        (embed,) = named(denoiser, 'rope')
+        tables = [[table[0] for table in embed(_tokens(own), *own.shape[2:], self._scale)] for own in samples]
+        present = present.turning(samples, tables)
+        with kept_apart(present), replaced(denoiser, 'rope', 'forward', lambda *given: present.tables):
+            predicted = self._predicted(
+                denoiser,
+                filled([_tokens(sample) for sample in samples], present.longest),
+                samples[0],
+                torch.cat([own.level for own in given]),
+                text,
+                mask,
+            )
+        return [
+            own[:, : self.tokens(sample.shape[1:])].transpose(1, 2).reshape(sample.shape)
+            for own, sample in zip(split(predicted, samples), samples, strict=True)
+        ]
+
+    @property
+    def _scale(self) -> tuple[float, float, float]:
+        return self.frame_factor / self.fps, self.factor, self.factor
+
+    def _predicted(
+        self, denoiser: nn.Module, tokens: Tensor, like: Tensor, level: Tensor, text: Tensor, mask: Tensor
+    ) -> Tensor:
+        frames, height, width = like.shape[2:]
+        return denoiser(
+            hidden_states=tokens,
+            encoder_hidden_states=text.to(tokens.dtype),
             timestep=level * self.timesteps,
-            encoder_attention_mask=conditions['mask'],
+            encoder_attention_mask=mask,
             num_frames=frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(self.frame_factor / self.fps, self.factor, self.factor),
+            rope_interpolation_scale=self._scale,
             return_dict=False,
-        )[0]
-        return tokens.float().transpose(1, 2).reshape(sample.shape)
+        )[0].float()
 
     def sigmas(self, steps: int) -> list[float] | None:
         """Returns even noise levels."""
@@ -91,6 +125,10 @@ class LTXSpec(VideoSpec):
         config = self.configs['vae']
         scaling = config.get('spatio_temporal_scaling', (True, True, True, False))
         return config.get(name) or config.get(patch, 1) * 2 ** sum(scaling)
+
+
+def _tokens(sample: Tensor) -> Tensor:
+    return sample.flatten(2).transpose(1, 2)
 
 
 SPEC = LTXSpec

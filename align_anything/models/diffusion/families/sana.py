@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.models.diffusion.pictures import PictureSpec, first_channels, rows
+from align_anything.models.diffusion.spec import CONVOLUTIONS
 
 
 class SanaSpec(PictureSpec):
     """Predicts the velocity at 1000 σ. An instruction goes before each prompt, but not before none."""
 
     pipelines = ('SanaPipeline',)
+    one_size = CONVOLUTIONS
     default_text_length = 300
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.conditioned import token_ids
 from align_anything.models.diffusion.pictures import PictureSpec, rows
+from align_anything.models.diffusion.spec import CONVOLUTIONS
 
 
 class StableDiffusionSpec(PictureSpec):
@@ -17,6 +18,7 @@ class StableDiffusionSpec(PictureSpec):
 
     pipelines = ('StableDiffusionPipeline',)
     denoiser = 'unet'
+    one_size = CONVOLUTIONS
     trainable_text = ('text_encoder',)
     unopened = ('safety_checker', 'feature_extractor', 'image_encoder')
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.pictures import PictureSpec, rows
+from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split, strips, unstrip
+from align_anything.models.diffusion.spec import Given
 
 
 class StableDiffusion3Spec(PictureSpec):
@@ -22,6 +24,7 @@ class StableDiffusion3Spec(PictureSpec):
     side_multiple = 2
     unopened = ('image_encoder', 'feature_extractor')
     default_text_length = 256
+    one_size = ''
 
     def check(self) -> None:
         """Raises ModelError for a resolution with more patches than the denoiser has positions."""
@@ -47,11 +50,35 @@ class StableDiffusion3Spec(PictureSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns the velocity."""
+        return self._predicted(denoiser, sample, level, conditions['text'], conditions['pooled'])
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns the velocity of samples of several sizes."""
+        samples, patch = [own.sample for own in given], self.side_multiple
+        text = filled([own.conditions['text'] for own in given])
+        tokens = [self.tokens(sample.shape[1:]) for sample in samples]
+        present = rows_of(samples, tokens, text.shape[1], text=text.shape[1], text_first=False)
+        (embed,) = named(denoiser, 'pos_embed')
+        tables = filled(
+            [embed.cropped_pos_embed(*sample.shape[-2:]).expand(len(sample), -1, -1) for sample in samples],
+            present.longest,
+        )
+        with kept_apart(present), replaced(denoiser, 'pos_embed', 'cropped_pos_embed', lambda *size: tables):
+            predicted = self._predicted(
+                denoiser,
+                strips(samples, patch, present.longest),
+                torch.cat([own.level for own in given]),
+                text,
+                torch.cat([own.conditions['pooled'] for own in given]),
+            )
+        return [unstrip(own, sample, patch) for own, sample in zip(split(predicted, samples), samples, strict=True)]
+
+    def _predicted(self, denoiser: nn.Module, sample: Tensor, level: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         return denoiser(
             hidden_states=sample,
             timestep=level * self.timesteps,
-            encoder_hidden_states=conditions['text'].to(sample.dtype),
-            pooled_projections=conditions['pooled'].to(sample.dtype),
+            encoder_hidden_states=text.to(sample.dtype),
+            pooled_projections=pooled.to(sample.dtype),
             return_dict=False,
         )[0].float()
 

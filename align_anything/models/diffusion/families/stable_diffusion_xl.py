@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.conditioned import token_ids
 from align_anything.models.diffusion.pictures import PictureSpec, rows
+from align_anything.models.diffusion.spec import CONVOLUTIONS
 
 
 class StableDiffusionXLSpec(PictureSpec):
@@ -20,6 +21,7 @@ class StableDiffusionXLSpec(PictureSpec):
 
     pipelines = ('StableDiffusionXLPipeline',)
     denoiser = 'unet'
+    one_size = CONVOLUTIONS
     trainable_text = ('text_encoder', 'text_encoder_2')
     unopened = ('image_encoder', 'feature_extractor')
 

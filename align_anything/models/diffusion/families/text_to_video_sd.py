@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.pictures import rows
 from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.spec import CONVOLUTIONS
 from align_anything.models.diffusion.videos import VideoSpec
 
 
@@ -18,6 +19,7 @@ class TextToVideoSDSpec(VideoSpec):
 
     pipelines = ('TextToVideoSDPipeline',)
     denoiser = 'unet'
+    one_size = CONVOLUTIONS
     no_checkpointing = 'diffusers does not do it for a UNet3DConditionModel.'
     frames, fps = 16, 8.0
 

@@ -12,6 +12,18 @@ from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.experts import Experts
 from align_anything.models.diffusion.library import require_beside
 from align_anything.models.diffusion.pictures import rows
+from align_anything.models.diffusion.several import (
+    filled,
+    kept_apart,
+    named,
+    present,
+    replaced,
+    rows_of,
+    split,
+    strips,
+    unstrip,
+)
+from align_anything.models.diffusion.spec import Given
 from align_anything.models.diffusion.statistics import standardised, unstandardised
 from align_anything.models.diffusion.videos import VideoSpec
 
@@ -25,6 +37,7 @@ class WanSpec(VideoSpec):
     lora_targets = ('to_q', 'to_k', 'to_v', 'to_out.0', 'ffn.net.0.proj', 'ffn.net.2')
     side_multiple = 2
     default_text_length = 512
+    one_size = ''
 
     @property
     def factor(self) -> int:
@@ -83,6 +96,26 @@ class WanSpec(VideoSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns the velocity."""
+        return self._predicted(denoiser, sample, level, conditions['text'])
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns the velocity of samples of several sizes."""
+        samples, patch = [own.sample for own in given], self.side_multiple
+        text = filled([own.conditions['text'] for own in given])
+        tokens = [self.tokens(sample.shape[1:]) for sample in samples]
+        there = rows_of(samples, tokens, text.shape[1])
+        embed = named(denoiser, 'rope')[0]
+        there = there.turning(samples, [[table[0] for table in embed(sample)] for sample in samples])
+        with kept_apart(there), replaced(denoiser, 'rope', 'forward', lambda sample: present().tables):
+            predicted = self._predicted(
+                denoiser,
+                strips(samples, patch, there.longest)[:, :, None],
+                torch.cat([own.level for own in given]),
+                text,
+            )[:, :, 0]
+        return [unstrip(own, sample, patch) for own, sample in zip(split(predicted, samples), samples, strict=True)]
+
+    def _predicted(self, denoiser: nn.Module, sample: Tensor, level: Tensor, text: Tensor) -> Tensor:
         timestep = level * self.timesteps
         if self.index.get('expand_timesteps'):
             # Of Wan 2.2 with 5B parameters each token has its own, here all the same.
@@ -90,7 +123,7 @@ class WanSpec(VideoSpec):
         return denoiser(
             hidden_states=sample,
             timestep=timestep,
-            encoder_hidden_states=conditions['text'].to(sample.dtype),
+            encoder_hidden_states=text.to(sample.dtype),
             return_dict=False,
         )[0].float()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.pictures import PictureSpec
 from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.spec import Given
 
 
 class ZImageSpec(PictureSpec):
@@ -19,6 +20,7 @@ class ZImageSpec(PictureSpec):
     pipelines = ('ZImagePipeline',)
     side_multiple = 2
     default_text_length = 512
+    one_size = ''
 
     def default_size(self) -> Size:
         """Returns the size of the settings, else 1024 pixels a side, `(height, width)`."""
@@ -34,11 +36,23 @@ class ZImageSpec(PictureSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns the velocity."""
-        lengths = conditions['mask'].sum(1).tolist()
-        texts = [text[:length].to(sample.dtype) for text, length in zip(conditions['text'], lengths, strict=True)]
-        backwards = (1000 - level * self.timesteps) / 1000
-        negated = denoiser(list(sample[:, :, None].unbind()), backwards, texts, return_dict=False)[0]
-        return -torch.stack([one.float() for one in negated])[:, :, 0]
+        return torch.stack(self._predicted(denoiser, [Given(sample, level, conditions)]))
+
+    def predict_several(self, denoiser: nn.Module, given: Sequence[Given], guidance: float) -> list[Tensor]:
+        """Returns `z - ε` of samples of several sizes, which the denoiser takes as they are."""
+        predicted = self._predicted(denoiser, given)
+        counts = [len(own.sample) for own in given]
+        return [torch.stack(predicted[sum(counts[:at]) : sum(counts[: at + 1])]) for at in range(len(counts))]
+
+    def _predicted(self, denoiser: nn.Module, given: Sequence[Given]) -> list[Tensor]:
+        samples, texts = [], []
+        for sample, _, conditions in given:
+            samples += sample[:, :, None].unbind()
+            lengths = conditions['mask'].sum(1).tolist()
+            texts += [text[:length].to(sample.dtype) for text, length in zip(conditions['text'], lengths, strict=True)]
+        backwards = (1000 - torch.cat([own.level for own in given]) * self.timesteps) / 1000
+        negated = denoiser(samples, backwards, texts, return_dict=False)[0]
+        return [-one.float()[:, 0] for one in negated]
 
     def sigmas(self, steps: int) -> list[float] | None:
         """Returns noise levels evenly from 1 down to, but without, 0."""
