@@ -349,8 +349,11 @@ counts. Frozen references, reward models and critics are shared among ranks too.
 - `fsdp_reshard_after_forward: False` keeps layers gathered between both passes; `fsdp_cpu_offload` keeps shares in host
   memory and steps there. Anything in a DeepSpeed file is DeepSpeed's: `ds_cfgs` beside `engine: fsdp` is an error, as
   are `fp16`, quantised weights (`bnb_cfgs`) and DeepSpeed's optimizers.
-- While it loads, each rank has the whole model in host memory; layers go to the device, are cut, and are let go one by
-  one, so that a device never holds more than its share and one layer.
+- While it loads, rank 0 has the whole model in host memory, and hands it layer by layer to the other ranks, which have
+  built it without weights; a layer goes to the device, is cut, and is let go, so that a device never holds more than
+  its share and one layer. Denoisers, models that act by heads or by a flow, code out of checkpoints
+  (`trust_remote_code`), models that score without a head, and runs with a `feature_cache_dir` lie whole in the host
+  memory of each rank while they load.
 - Checkpoints of either engine are resumed by the other, and by another number of ranks: weights, Adam moments and the
   schedule by the name of each parameter (`--resume auto --engine fsdp`). `ds_cfgs` is then free to differ. In bf16,
   DeepSpeed's stage 0 is left out of that: it says so.

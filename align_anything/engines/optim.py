@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from align_anything.core.errors import SettingsError
 from align_anything.core.parameters import full_shape
@@ -97,11 +98,38 @@ def make_optimizer(
 
 def make_schedule(optimizer: torch.optim.Optimizer, kind: str, *, warmup_ratio: float, total_steps: int) -> LRScheduler:
     """Hugging Face schedule over the true number of optimizer steps; warm-up is rounded up to whole steps."""
+    warmup = 0 if kind == 'constant' else math.ceil(warmup_ratio * total_steps)
+    if kind in SHAPES:
+        return LambdaLR(optimizer, partial(_share_of_rate, SHAPES[kind], warmup, total_steps))
     from transformers import get_scheduler
 
-    return get_scheduler(
-        kind, optimizer, num_warmup_steps=math.ceil(warmup_ratio * total_steps), num_training_steps=total_steps
-    )
+    return get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+
+
+def _share_of_rate(shape: Callable[[int, int, int], float], warmup: int, total: int, step: int) -> float:
+    return step / warmup if step < warmup else shape(step, warmup, total)
+
+
+def _constant(step: int, warmup: int, total: int) -> float:
+    return 1.0
+
+
+def _linear(step: int, warmup: int, total: int) -> float:
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def _cosine(step: int, warmup: int, total: int) -> float:
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / max(1, total - warmup)))))
+
+
+# The same numbers as those of transformers, whose module of schedules imports peft, and with it bitsandbytes and the
+# compiler of torch where they are installed: a seventh of what it cost to start a run.
+SHAPES: Mapping[str, Callable[[int, int, int], float]] = {
+    'constant': _constant,
+    'constant_with_warmup': _constant,
+    'linear': _linear,
+    'cosine': _cosine,
+}
 
 
 def complete_gradients(parameters: Iterable[nn.Parameter]) -> None:

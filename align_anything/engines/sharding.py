@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from align_anything.core.distributed import world_size
+from align_anything.engines.handing import Handing
 
 PARAMETER_TYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32}
 
@@ -18,8 +19,9 @@ PARAMETER_TYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32}
 def shard(policy: nn.Module, options: Mapping[str, Any], device: torch.device) -> None:
     """Leaves each rank its share of every weight, on `device`; `options` are those of an FSDP2 configuration.
 
-    Every rank has all of the model in host memory before. Layers go to the device, are cut and are let go there one by
-    one, so that a device never holds more than its share and one layer. Weights that train become float32.
+    Rank 0 has all of the model in host memory before; other ranks may have built it without weights, and are handed
+    them layer by layer. Layers go to the device, are cut and are let go there one by one, so that a device never holds
+    more than its share and one layer. Weights that train become float32. Every rank calls it.
     """
     half = options['precision'] == 'bf16'
     given = {
@@ -35,9 +37,12 @@ def shard(policy: nn.Module, options: Mapping[str, Any], device: torch.device) -
         else OffloadPolicy(),
     }
     lists = list(layers_of(policy))
+    handing = Handing(policy, device)
     for layer in (layer for layers in lists for layer in layers):
+        handing.hand(layer)
         _widen(layer)
         fully_shard(layer, reshard_after_forward=options['reshard_after_forward'], **given)
+    handing.hand(policy)
     _widen(policy)
     fully_shard(policy, reshard_after_forward=False, **given)
     for layers in lists:

@@ -211,13 +211,14 @@ def load_model(
     trust_remote_code: bool = False,
     bnb_cfgs: BnbCfgs | None = None,
     is_reward_model: bool = False,
+    on_meta: bool = False,
 ) -> PreTrainedModel:
     """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `components` are those of the FamilySpec.
 
     `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Where sdpa would
     drop what the configuration asks for, eager serves, and a warning says so. Partitions
     while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. An adapter folder gives the model under the adapter.
-    Raises ModelError.
+    `on_meta` builds the very model, of the same names, shapes and types, without its weights. Raises ModelError.
     """
     adapter = find_adapter(model_name_or_path)
     if adapter is not None:
@@ -234,6 +235,8 @@ def load_model(
     quantise = None if bnb_cfgs is None else quantization_config(bnb_cfgs, dtype, components)
     if quantise is not None:
         options['quantization_config'] = quantise
+    if on_meta:
+        options['device_map'] = {'': 'meta'}
     model = (AnyModelForScore if is_reward_model else AnyModel).from_pretrained(model_name_or_path, **options)
     keep_trainable(model)
     return model

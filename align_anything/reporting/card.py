@@ -257,11 +257,12 @@ def _library(folder: Path, base: str | None) -> dict[str, Any]:
 
 
 def _versions(adapter: bool, spec: Spec) -> str:
-    import peft
-
     used = [('align-anything', align_anything), ('transformers', transformers), ('torch', torch)]
     used += [('diffusers', require_diffusers())] if spec.unit == 'denoising step' else []
-    used += [('peft', peft)] if adapter else []
+    if adapter:
+        import peft
+
+        used.append(('peft', peft))
     return ', '.join(f'{name} {package.__version__}' for name, package in used)
 
 

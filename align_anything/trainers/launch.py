@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from align_anything.algorithms.base import Algorithm, find_algorithm, known_algorithms
 from align_anything.configs.layers import Call
 from align_anything.configs.resolve import Resolved, resolve
+from align_anything.core.collector import lasting
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, CheckpointError, SettingsError, TrainingError
 from align_anything.core.files import disk_problem
@@ -50,7 +51,10 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
     without a traceback and ends the process with code 2; Ctrl-C with code 130, SIGTERM with 143.
     """
     try:
-        start(pair, algorithm, sys.argv[1:] if argv is None else argv, os.environ)
+        resolved = settings_of(pair, algorithm, sys.argv[1:] if argv is None else argv, os.environ)
+        with lasting():
+            import_libraries()
+        run(pair, algorithm, resolved)
     except AlignAnythingError as error:
         # Every rank finds the same settings wrong; what goes wrong later may concern one rank alone.
         if is_main() or not isinstance(error, (SettingsError, CheckpointError)):
@@ -62,9 +66,19 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
         sys.exit(INTERRUPTED)
 
 
-def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> None:
-    """As `launch`, but lets errors through."""
-    run(pair, algorithm, settings_of(pair, algorithm, argv, environ))
+def import_libraries() -> None:
+    """Imports what nearly every run imports sooner or later, once its settings are right.
+
+    --help and a typo need not wait for it.
+    """
+    quieten_libraries()
+    import deepspeed  # noqa: F401
+    import transformers.models.auto.modeling_auto
+    import transformers.models.auto.processing_auto  # noqa: F401
+
+    import align_anything.trainers.runs.dry_run
+    import align_anything.trainers.runs.generate
+    import align_anything.trainers.runs.online  # noqa: F401
 
 
 def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Path | None:

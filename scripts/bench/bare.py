@@ -1,4 +1,4 @@
-"""What nobody can do without: `python bare.py MODEL` imports a run's libraries, loads the model, takes one step."""
+"""A script as anybody would write it: `python bare.py MODEL` imports what it needs, loads the model, takes one step."""
 
 from __future__ import annotations
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 
 import pytest
 import torch
 
 from align_anything.configs.schema import RunCfgs, TrainCfgs
 from align_anything.core.errors import SettingsError
-from align_anything.engines.optim import EIGHT_BITS, choose_optimizer, make_optimizer, state_bytes
+from align_anything.engines.optim import (
+    EIGHT_BITS,
+    SHAPES,
+    choose_optimizer,
+    make_optimizer,
+    make_schedule,
+    state_bytes,
+)
 from align_anything.trainers.loops.progress import Progress, manifest_of, resume_progress
 from align_anything.trainers.runs.memory import estimate_memory
 
@@ -69,3 +77,27 @@ def test_moments_are_kept_in_8_bits() -> None:
     assert stored == pytest.approx(less.numel() * state_bytes(EIGHT_BITS))
     moved = plain.detach() - first
     assert (less.detach() - first - moved).norm() < 0.1 * moved.norm()
+
+
+@pytest.mark.parametrize('kind', SHAPES)
+def test_rates_are_those_of_transformers_to_the_bit(kind: str) -> None:
+    from transformers import get_scheduler
+
+    for total, ratio in ((1, 0.0), (1, 1.0), (7, 0.0), (7, 0.2), (100, 0.03), (100, 1.0)):
+        ours, theirs = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-5) for _ in range(2))
+        warmup = math.ceil(ratio * total)
+        schedules = [
+            make_schedule(ours, kind, warmup_ratio=ratio, total_steps=total),
+            get_scheduler(kind, theirs, num_warmup_steps=warmup, num_training_steps=total),
+        ]
+        rates = []
+        for _ in range(total + 3):
+            rates.append([schedule.get_last_lr() for schedule in schedules])
+            ours.step()
+            theirs.step()
+            for schedule in schedules:
+                schedule.step()
+        assert all(left == right for left, right in rates), (total, ratio)
+        # What a checkpoint keeps of one is read by the other.
+        for schedule, other in zip(schedules, reversed(schedules), strict=True):
+            schedule.load_state_dict(other.state_dict())

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedConfig, SiglipTextModel, T5EncoderModel
+from transformers import AutoModel, PreTrainedConfig
 
 from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.acting.layers import FusionLayer
@@ -122,6 +122,8 @@ def _adapter(read: int, size: int) -> nn.Sequential:
 
 
 def _text_encoder(config: PreTrainedConfig) -> nn.Module:
+    from transformers import SiglipTextModel, T5EncoderModel
+
     if config.model_type == 't5':
         # The encoder inside, whose embedding has one name.
         return T5EncoderModel._from_config(config).encoder

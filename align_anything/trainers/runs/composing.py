@@ -16,7 +16,6 @@ from align_anything.core.files import writable_folder
 from align_anything.core.logging import get_logger
 from align_anything.core.store import digest
 from align_anything.engines.process_group import join_process_group
-from align_anything.models.composed.compose import compose
 
 logger = get_logger(__name__)
 
@@ -31,6 +30,9 @@ def with_composed(resolved: Resolved) -> Resolved:
     models = cfgs.model_cfgs
     if not models.compose:
         return resolved
+    # Towers of every kind, which few runs compose.
+    from align_anything.models.composed.compose import compose
+
     wanted = read_compose(models.compose, 'model_cfgs.compose')
     output_dir = writable_folder(Path(cfgs.logger_cfgs.output_dir), 'logger_cfgs.output_dir')
     folder = output_dir / f'composed-{digest(wanted.model_dump(mode="json"))[:8]}'

@@ -15,6 +15,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.logging import get_logger
 from align_anything.engines.deepspeed_config import needs_every_parameter, partitions_weights, zero_stage
+from align_anything.engines.handing import builds_without_weights
 from align_anything.models import router, structure
 from align_anything.models.action_space import keep_action_space
 from align_anything.models.activations import activations_of
@@ -168,12 +169,17 @@ def load(
     config: dict[str, Any],
     is_reward_model: bool = False,
 ) -> PreTrainedModel:
-    """Loads the weights of `source` with the attention of its layout, partitioned as the engine's `config` says."""
+    """Loads the weights of `source` with the attention of its layout, partitioned as the engine's `config` says.
+
+    Under FSDP2 rank 0 alone reads them, where nothing looks at them before they are shared: code out of a checkpoint,
+    scores without a head, caches of features.
+    """
     # Alive while the model loads: transformers then partitions each weight as it is read.
     partitioned = zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb
     # Those that score by themselves have a scale, a number without a dimension, which would not be partitioned so.
     partitioned &= own_head(collate.spec.model_type) is None
     partitioning = _partitioned_loading(config) if partitioned else None
+    own = cfgs.model_cfgs.trust_remote_code or own_head(collate.spec.model_type) is not None
     model = load_model(
         source,
         collate.spec.components,
@@ -182,6 +188,7 @@ def load(
         trust_remote_code=cfgs.model_cfgs.trust_remote_code,
         bnb_cfgs=cfgs.bnb_cfgs,
         is_reward_model=is_reward_model,
+        on_meta=builds_without_weights(config) and not own and cfgs.model_cfgs.feature_cache_dir is None,
     )
     del partitioning
     if cfgs.train_cfgs.use_liger_kernel:
