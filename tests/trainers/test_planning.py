@@ -151,6 +151,7 @@ def test_what_does_not_fit_is_told() -> None:
         plan(SMALL, KNOWN['rm_score'](), large)
 
 
+@pytest.mark.extended
 def test_less_memory_takes_what_costs_more_and_never_less_time() -> None:
     """Of one long row on two devices, whose links and memories are slow."""
     asked = Asked(2, 1.0, Accelerator(1.0, 1.0, 1.0), prompt=1, response=4095, rows=2)
