@@ -87,6 +87,11 @@ def compile_layers(layers: Iterable[nn.Module]) -> Compiling:
     return shared
 
 
+def is_compiled(layer: nn.Module) -> bool:
+    """Whether `compile_layers` was given this layer."""
+    return type(layer.forward) is CompiledForward
+
+
 def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
     """Returns the blocks of a denoiser of diffusers that its class says to compile, or not to split.
 

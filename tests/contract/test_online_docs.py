@@ -70,7 +70,7 @@ def test_settings_and_links_exist() -> None:
         for group in groups_of(build_run_schema(kind)).values()
         for key in group.model_fields
     }
-    of_servers = {'host', 'port', 'group-timeout', 'max-body-mib'}
+    of_servers = {'host', 'port', 'group-timeout', 'max-body-mib', 'tensor-parallel-size', 'data-parallel-size'}
     assert set(re.findall(r'--(\w[\w-]*)', TEXT)) - {'module', 'dry_run'} - of_servers <= known
     for variant, settings in cells('| variant |'):
         for name in re.findall(r'`(\w+)', settings):

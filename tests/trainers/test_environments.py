@@ -119,6 +119,7 @@ def test_episodes_of_unequal_length_are_trained_on_and_told(folder: Path, tiny: 
     changes = {
         'environment_kwargs': '{breaks: 7}',
         'max_failures': 1,
+        'seed': 2,
         'log_completions': 1,
         'eval_datasets': folder / 'held-out.jsonl',
         'eval_template': 'Instruction',

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from align_anything.core.flops import Flops
 from align_anything.core.logging import get_logger
+from align_anything.models.compiling import compile_layers
 from align_anything.trainers.loops import meter
 from align_anything.trainers.loops.meter import LOOKED_AT, TIMED, TIMED_EVERY, Meter
+from align_anything.trainers.loops.own_time import OwnTime
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import lines, sft, succeed, text_rows, write_rows
 
@@ -121,6 +123,23 @@ def test_a_rank_that_computes_slowly_is_named_though_all_wait_in_collectives(slo
     assert all(
         re.match(r'rank 1 on node-1 holds the others up: it computes [234]\.\d times as long', text) for text in said
     )
+
+
+def test_a_compiled_layer_is_timed_as_a_whole_and_never_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = []
+
+    class Inner(nn.Linear):
+        def forward(self, given: Tensor) -> Tensor:
+            hooks.append(len(self._forward_hooks))
+            time.sleep(0.01)
+            return super().forward(given)
+
+    monkeypatch.setattr(torch, 'compile', lambda forward, **_: forward)
+    layer, own = nn.Sequential(Inner(2, 2), Inner(2, 2)), OwnTime()
+    compile_layers([layer])
+    with own.watching(nn.Sequential(layer, nn.ReLU())):
+        layer(torch.zeros(1, 2))
+    assert hooks == [0, 0] and own.take() >= 0.02 and own.take() == 0
 
 
 @pytest.mark.extended

@@ -61,7 +61,8 @@ def test_adapters_have_no_dropout_unless_it_is_asked_for(tiny: Tiny, tmp_path: P
 
 
 def test_with_dropout_no_ratio_would_be_one(tiny: Tiny, tmp_path: Path) -> None:
-    ended = trained('grpo', tmp_path, tiny('qwen2'), **LORA, lora_dropout=0.3, before=with_dropout)
+    # Of an algorithm that scores a rollout before the only update on it.
+    ended = trained('rloo', tmp_path, tiny('qwen2'), **LORA, lora_dropout=0.3, before=with_dropout)
     assert ended.code == 0, ended.output
     # A new adapter adds nothing, whatever its dropout; after a step it does.
     first, second = ratios(tmp_path)

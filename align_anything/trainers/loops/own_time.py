@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from align_anything.models.compiling import is_compiled
+
 
 class OwnTime:
     """Adds up what the layers of a model take while it is `watching`, on a GPU by its own clock."""
@@ -24,10 +26,7 @@ class OwnTime:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Times the layers of `model` meanwhile; compiled ones, which hooks would have compiled again, are left."""
-        if any(module._compiled_call_impl is not None for module in model.modules()):
-            yield
-            return
+        """Times the layers of `model` meanwhile."""
         self.take()
         begun: dict[nn.Module, Any] = {}
 
@@ -44,8 +43,7 @@ class OwnTime:
         # An engine that gathers weights before a layer and lets them go behind it has hooks of its own around these.
         hooks = [
             hook
-            for layer in model.modules()
-            if not next(layer.children(), None) and next(layer.parameters(recurse=False), None) is not None
+            for layer in dict.fromkeys(_layers(model))
             for hook in (layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, prepend=True))
         ]
         try:
@@ -62,6 +60,15 @@ class OwnTime:
             self._spans = []
         taken, self._seconds = self._seconds, 0.0
         return taken
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The innermost modules with parameters. What is compiled counts as one: it would be compiled again for hooks."""
+    children = [] if is_compiled(module) else list(module.children())
+    for child in children:
+        yield from _layers(child)
+    if not children and next(module.parameters(), None) is not None:
+        yield module
 
 
 def _now() -> Any:
