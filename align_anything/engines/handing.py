@@ -42,6 +42,9 @@ class Handing:
         tensors = [store[key] for _, _, store, key in slots]
         if not any(all_gather_object(any(tensor.is_meta for tensor in tensors))):
             slots = []
+        # Parts that nobody trains with, such as codecs, have no weights on rank 0 either.
+        absent = broadcast_object({(name, key) for name, _, store, key in slots if store[key].is_meta})
+        slots = [slot for slot in slots if (slot[0], slot[3]) not in absent]
         numbers: dict[int, int] = {}
         self._left: dict[nn.Module, list[tuple[dict[str, Any], str, int]]] = {}
         described = []

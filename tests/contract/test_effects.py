@@ -12,6 +12,7 @@ import torch
 
 from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.online import Experience
+from align_anything.configs.actions import SPOKEN
 from align_anything.configs.annotations import shape_of
 from align_anything.configs.effects import effects_of
 from align_anything.configs.resolve import Resolved
@@ -113,6 +114,11 @@ COMMON = {f'{group}.{key}' for group, model in groups_of(RunCfgs).items() for ke
 WALKS = [(name, common) for name in KNOWN for common in (False, True)]
 
 
+def key_of_checkpoint(path: str) -> bool:
+    """Whether a checkpoint that generates refuses a setting itself, where it turns out not to act."""
+    return path in {f'action_cfgs.{key}' for key in SPOKEN}
+
+
 @pytest.mark.parametrize(('name', 'common'), in_tiers(WALKS, [(name, name == 'sft') for name in KNOWN]))
 def test_a_setting_that_has_conditions_is_refused_where_they_fail(name: str, common: bool, tmp_path: Path) -> None:
     groups = groups_of(build_run_schema(KNOWN[name]))
@@ -120,6 +126,8 @@ def test_a_setting_that_has_conditions_is_refused_where_they_fail(name: str, com
     base, passed = resolved(name, {}).cfgs, []
     for path, effects in effects_of(groups).items():
         if all(path in effect.spares for effect in effects) or (path in COMMON) is not common:
+            continue
+        if key_of_checkpoint(path) and not KNOWN[name].trains:
             continue
         group, key = path.split('.')
         value = other_value(groups[group].model_fields[key].annotation, getattr(getattr(base, group), key))

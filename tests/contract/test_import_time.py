@@ -99,7 +99,9 @@ def test_neither_do_the_libraries_of_a_plain_run(tiny: Callable[..., Path], tmp_
     before, step, _ = done.stderr.partition('step 1/1')
     imported = set(re.findall(r'^import time:.*\| +(\S+)$', before, re.MULTILINE))
     assert step and {'torch', 'transformers', 'deepspeed'} <= imported
-    assert not imported & {*UNUSED, 'matplotlib'}
+    # DeepSpeed asks for mlflow, whoever has installed it.
+    found = imported & {*UNUSED, 'matplotlib'} - {'mlflow'}
+    assert not found, found
 
 
 def test_what_is_imported_stays_out_of_garbage_collection() -> None:

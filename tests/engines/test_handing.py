@@ -102,6 +102,8 @@ def test_every_family_is_handed_to_the_bit(family: str, scores: bool, tiny: Call
         shard(model, FSDP[SECTION], CPU)
         found = tensors(model)
         for name, tensor in tensors(expected).items():
+            if tensor.is_meta:
+                continue
             own = found[name].full_tensor() if isinstance(found[name], DTensor) else found[name]
             assert torch.equal(own, tensor.to(own.dtype)), name
         return True
