@@ -8,7 +8,9 @@ import socket
 import torch
 from torch import nn
 
+from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
+from align_anything.engines.meeting import meet
 
 OF_ONE = {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_SIZE': '1', 'MASTER_ADDR': '127.0.0.1'}
 """What a launcher would have told the one process of a group."""
@@ -18,7 +20,8 @@ PORT = 'MASTER_PORT'
 def join_process_group() -> None:
     """Joins the launcher's processes, or makes a group of one under plain python. Calling it again changes nothing.
 
-    Raises SettingsError when the port that the launcher chose is in use.
+    Where a rank failed before, the process ends (`engines/meeting.py`). Raises SettingsError when the port that the
+    launcher chose is in use.
     """
     import deepspeed
     import torch.distributed as dist
@@ -35,7 +38,10 @@ def join_process_group() -> None:
         vars(deepspeed.ops).setdefault('__compatible_ops__', {})['deepspeed_shm_comm'] = False
     # Also over a group that exists: DeepSpeed would go on believing that this process is alone.
     try:
+        # Kept until all have joined: it may be this rank that the others find it at.
+        met = meet() if not dist.is_initialized() and world_size() > 1 else None
         deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
+        del met
     except dist.DistNetworkError as error:
         if 'EADDRINUSE' not in str(error):
             raise

@@ -30,11 +30,11 @@ from align_anything.core.connections import KEPT_ALIVE, SILENCE
 from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
 from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.logging import get_logger
+from align_anything.engines.meeting import ENDED_BY_ANOTHER
 from align_anything.engines.process_group import join_process_group
 
 logger = get_logger(__name__)
 
-ENDED_BY_ANOTHER = 2
 CONNECT_SECONDS = 10.0
 DOUBT_SECONDS = 2.0
 """How long an error that may come of another rank's end waits for the news of that."""

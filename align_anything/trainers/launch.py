@@ -20,6 +20,7 @@ from align_anything.core.errors import AlignAnythingError, CheckpointError, Sett
 from align_anything.core.files import disk_problem
 from align_anything.core.lazy import LazyMapping
 from align_anything.core.logging import get_logger
+from align_anything.engines.meeting import tell_others
 from align_anything.trainers.pairs import Pair, find_pair
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
         # Every rank finds the same settings wrong; what goes wrong later may concern one rank alone.
         if is_main() or not isinstance(error, (SettingsError, CheckpointError)):
             logger.error('%s:\n%s', type(error).__name__, error)
+        tell_others(error)
         sys.exit(USER_ERROR)
+    except Exception as error:
+        tell_others(error)
+        raise
     except KeyboardInterrupt as error:
         if is_main():
             logger.warning('%s', str(error) or 'stopped by Ctrl-C; nothing was saved of what had not been saved')
