@@ -15,6 +15,8 @@ from align_anything.core.errors import SettingsError
 from align_anything.models import compiling
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
+from align_anything.trainers.runs.assembly import check_model
+from align_anything.trainers.runs.settings import spec_of
 from tests.trainers import denoising
 from tests.trainers.runs import lines, sft, succeed, text_rows, weights, write_rows
 from tests.trainers.test_fsdp_runs import LORA, ONLINE, REWARD
@@ -56,6 +58,13 @@ def test_an_environment_in_which_torch_compiles_nothing_is_refused(variable: str
     monkeypatch.setenv(variable, '1')
     with pytest.raises(SettingsError, match=f'torch_compile .*{variable} has torch compile nothing; unset it'):
         settings_of(PAIRS['text_to_text'], SFT, argv, {})
+
+
+def test_denoisers_of_several_sizes_are_refused_before_a_model_loads(tiny: Tiny, tmp_path: Path) -> None:
+    argv = denoising.offline(tmp_path / 'run', tiny('sd3'), tmp_path, torch_compile=True, max_length_per_batch=64)
+    resolved = settings_of(denoising.PICTURES, SFT, argv, {})
+    with pytest.raises(SettingsError, match=r'torch_compile: samples of several sizes .*max_length_per_batch'):
+        check_model(resolved, spec_of(resolved.cfgs))
 
 
 def alike(one: Path, other: Path) -> None:
