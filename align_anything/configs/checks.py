@@ -85,6 +85,9 @@ def _check_fsdp(cfgs: RunCfgs) -> Iterator[Problem]:
 
 def _check_compiling(cfgs: RunCfgs) -> Iterator[Problem]:
     train, key = cfgs.train_cfgs, 'train_cfgs.torch_compile'
+    for variable in ('TORCHDYNAMO_DISABLE', 'TORCH_COMPILE_DISABLE'):
+        if os.environ.get(variable) == '1':
+            yield (key,), f'the environment variable {variable} has torch compile nothing; unset it, or leave this out'
     if train.mlp_tiles > 1:
         yield (
             (key, 'train_cfgs.mlp_tiles'),

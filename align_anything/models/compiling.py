@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ BACKEND = 'inductor'
 FORMS = 16
 """How often the code of a layer may be compiled: for gradients and without, for one row and several, for each of the
 kinds of layers that a class has."""
+
+_COUNTED: ContextVar[bool] = ContextVar('counted', default=False)
 
 
 @dataclass
@@ -42,8 +46,9 @@ class Compiling:
 class CompiledForward:
     """The forward pass of one layer, compiled where that works, and the plain one where it does not.
 
-    What is generated token by token, with a cache that grows, is not compiled. A layer that failed once stays plain:
-    what is recomputed for the backward pass must be what was computed.
+    What is generated token by token, with a cache that grows, is not compiled, nor what is called to be counted
+    (core/counting.py): torch compiles nothing below such a mode, and never again what it was given there. A layer that
+    failed once stays plain: what is recomputed for the backward pass must be what was computed.
     """
 
     plain: Callable[..., Any]
@@ -55,9 +60,12 @@ class CompiledForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from torch._dynamo import config
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+        from torch._dynamo.utils import counters
+        from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
         self.failed |= self.shared.failure is not None and not self.has_run
-        if self.failed or kwargs.get('past_key_values') is not None:
+        counted = _COUNTED.get() or is_in_torch_dispatch_mode()
+        if self.failed or counted or kwargs.get('past_key_values') is not None:
             return self.plain(*args, **kwargs)
         try:
             with config.patch(recompile_limit=FORMS, fail_on_recompile_limit_hit=True):
@@ -68,13 +76,18 @@ class CompiledForward:
             self.shared.told = True
             return self.plain(*args, **kwargs)
         except TorchDynamoException as error:
-            self.failed = True
-            if self.shared.failure is None:
-                self.shared.failure = _first_line(error)
-                logger.warning('torch_compile: layers train without, they cannot be compiled: %s', self.shared.failure)
+            self._fail(_first_line(error))
             return self.plain(*args, **kwargs)
+        if not counters['stats']['unique_graphs']:
+            self._fail('torch compiled none of what it was given, and says no reason')
         self.has_run = True
         return found
+
+    def _fail(self, reason: str) -> None:
+        self.failed = True
+        if self.shared.failure is None:
+            self.shared.failure = reason
+            logger.warning('torch_compile: layers train without, they cannot be compiled: %s', reason)
 
 
 def compile_layers(layers: Iterable[nn.Module]) -> Compiling:
@@ -85,6 +98,24 @@ def compile_layers(layers: Iterable[nn.Module]) -> Compiling:
         compiled = torch.compile(layer.forward, backend=BACKEND)
         layer.forward = CompiledForward(layer.forward, compiled, shared)
     return shared
+
+
+def counted_again(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `function`, which calls a layer so that the backward pass computes it again: plainly, if it was so."""
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+    def called(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(partial(_plainly, layer) if is_in_torch_dispatch_mode() else layer, *args, **kwargs)
+
+    return called
+
+
+def _plainly(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    token = _COUNTED.set(True)
+    try:
+        return layer(*args, **kwargs)
+    finally:
+        _COUNTED.reset(token)
 
 
 def is_compiled(layer: nn.Module) -> bool:

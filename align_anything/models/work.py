@@ -289,6 +289,13 @@ def sizes_of_example(spec: FamilySpec, example: Example, shared: bool) -> Sizes:
     return Sizes(text, sum(media_in(piece.ids, spec) for piece in parts), vision, audio, *rows_scored(targets, spec))
 
 
+def positions_in_towers(spec: FamilySpec, examples: Sequence[Example], shared: bool) -> dict[str, int]:
+    """Returns how many positions of Examples go through each tower, whose prompts are shared or not."""
+    given = [sizes_of_example(spec, example, shared) for example in examples]
+    spans = [span for own in given for span in own.vision], [span for own in given for span in own.audio]
+    return {tower: sum(span.length for span in own) for tower, own in zip(TOWERS, spans, strict=True)}
+
+
 def media_in(ids: Tensor, spec: FamilySpec) -> int:
     """Returns how many ids stand for media."""
     return int(torch.isin(ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long)).sum())

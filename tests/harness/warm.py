@@ -6,16 +6,19 @@ from __future__ import annotations
 def import_vllm() -> None:
     """Imports vLLM with the modules that an engine on a CPU imports as it starts.
 
-    Nothing is compiled in this process from now on: each engine would take seconds to compile how vLLM counts which
-    tokens are likelier than that sampled.
+    Its sampler is compiled by none of them: each engine would take seconds for how it counts which tokens are likelier
+    than that sampled.
     """
     import compressed_tensors
-    import torch._dynamo
     import vllm.entrypoints.llm
     import vllm.v1.core.sched.scheduler
     import vllm.v1.engine.llm_engine
     import vllm.v1.worker.cpu_model_runner
     import vllm.v1.worker.cpu_worker
+    from torch._dynamo.eval_frame import innermost_fn
+    from vllm.v1.sample import sampler
+    from vllm.v1.sample.ops import topk_topp_sampler
 
     assert all((compressed_tensors, vllm))
-    torch._dynamo.config.disable = True
+    sampler.batched_count_greater_than = innermost_fn(sampler.batched_count_greater_than)
+    topk_topp_sampler.compiled_random_sample = innermost_fn(topk_topp_sampler.compiled_random_sample)

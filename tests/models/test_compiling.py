@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from align_anything.core.counting import Counting
 from align_anything.core.errors import ModelError
 from align_anything.models import compiling
 from align_anything.models.adapter import bare_model
@@ -50,9 +52,11 @@ def plain(*args: Any, **kwargs: Any) -> str:
     return 'plain'
 
 
-def test_what_cannot_be_compiled_is_told_once_and_runs_plain(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_compiled_is_told_once_and_runs_plain(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     from torch._dynamo.exc import FailOnRecompileLimitHit, InvalidBackend
+    from torch._dynamo.utils import counters
 
+    monkeypatch.setitem(counters['stats'], 'unique_graphs', 1)
     outcomes: list[Any] = []
 
     def compiled(*args: Any, **kwargs: Any) -> str:
@@ -75,6 +79,22 @@ def test_what_cannot_be_compiled_is_told_once_and_runs_plain(caplog: pytest.LogC
     forms, failed = (record.getMessage() for record in caplog.records)
     assert forms == 'torch_compile: a layer met more than 16 forms; others are computed plainly.'
     assert failed.startswith('torch_compile: layers train without, they cannot be compiled: InvalidBackend: Invalid')
+
+
+def test_it_is_told_where_torch_compiles_nothing(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    from torch._dynamo import config
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters['stats'], 'unique_graphs', 0)
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    with config.patch(disable=True), caplog.at_level(logging.WARNING):
+        shared = compile_layers(layers)
+        for layer in layers * 2:
+            layer(torch.ones(1, 2))
+    assert shared.failure == 'torch compiled none of what it was given, and says no reason'
+    assert [record.getMessage() for record in caplog.records if record.name == compiling.__name__] == [
+        f'torch_compile: layers train without, they cannot be compiled: {shared.failure}'
+    ]
 
 
 @pytest.fixture
@@ -162,8 +182,12 @@ def test_gradients_of_denoisers_are_those_of_plain_blocks(family, backend, tiny:
         for rows in (2, 3):
             torch.manual_seed(rows)
             sample = torch.randn(rows, *spec.latent_shape(spec.default_size()))
-            found = spec.predict(denoiser, sample, torch.full((rows,), 0.5), spec.stack([conditions] * rows), 1.0)
+            # As in a run, which counts the operations of its first batch, but not of what is computed again.
+            with Counting() if rows == 2 else nullcontext():
+                found = spec.predict(denoiser, sample, torch.full((rows,), 0.5), spec.stack([conditions] * rows), 1.0)
             found.float().square().mean().backward()
+            if rows == 2:
+                assert graphs() == 0
             gradients.append(gradients_of(denoiser))
     alike(gradients[2], gradients[0])
     alike(gradients[3], gradients[1])

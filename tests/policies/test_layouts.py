@@ -13,6 +13,7 @@ from align_anything.policies.token.attention import (
     AttentionPlan,
     media_blocks,
     register_segment_attention,
+    segment_attention,
 )
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.selfcheck import LayoutMismatch, check_head, check_layout
@@ -212,3 +213,14 @@ def test_self_check_finds_an_undeclared_logit_scale(policy, score):
     check_head(score, lambda b: policy.model(**b.inputs.arguments).logits, batch, torch.float32)
     with pytest.raises(LayoutMismatch, match="model's own logits"):
         check_head(score, lambda b: 2 * policy.model(**b.inputs.arguments).logits, batch, torch.float32)
+
+
+def test_attention_that_compiled_layers_leave_out_is_not_put_back_by_another_model(monkeypatch) -> None:
+    from transformers import AttentionInterface
+
+    monkeypatch.setattr(AttentionInterface, '_global_mapping', dict(AttentionInterface._global_mapping))
+    register_segment_attention(compiled=True)
+    left_out = AttentionInterface()[SEGMENT_ATTENTION]
+    assert left_out is not segment_attention
+    register_segment_attention()
+    assert AttentionInterface()[SEGMENT_ATTENTION] is left_out

@@ -15,6 +15,8 @@ from align_anything.core.errors import SettingsError
 from align_anything.models import compiling
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
+from align_anything.trainers.runs.assembly import check_model
+from align_anything.trainers.runs.settings import spec_of
 from tests.trainers import denoising
 from tests.trainers.runs import lines, sft, succeed, text_rows, weights, write_rows
 from tests.trainers.test_fsdp_runs import LORA, ONLINE, REWARD
@@ -48,6 +50,23 @@ def test_what_is_known_to_fail_is_refused_before_a_model_loads(given: dict[str, 
         settings_of(PAIRS['text_to_text'], SFT, argv, {})
 
 
+@pytest.mark.parametrize('variable', ['TORCHDYNAMO_DISABLE', 'TORCH_COMPILE_DISABLE'])
+def test_an_environment_in_which_torch_compiles_nothing_is_refused(variable: str, monkeypatch) -> None:
+    needed = {'model_name_or_path': 'm', 'train_datasets': 'd', 'train_template': 'Messages', 'output_dir': 'o'}
+    argv = [word for key, value in {**needed, **COMPILED}.items() for word in (f'--{key}', str(value))]
+    settings_of(PAIRS['text_to_text'], SFT, argv, {})
+    monkeypatch.setenv(variable, '1')
+    with pytest.raises(SettingsError, match=f'torch_compile .*{variable} has torch compile nothing; unset it'):
+        settings_of(PAIRS['text_to_text'], SFT, argv, {})
+
+
+def test_denoisers_of_several_sizes_are_refused_before_a_model_loads(tiny: Tiny, tmp_path: Path) -> None:
+    argv = denoising.offline(tmp_path / 'run', tiny('sd3'), tmp_path, torch_compile=True, max_length_per_batch=64)
+    resolved = settings_of(denoising.PICTURES, SFT, argv, {})
+    with pytest.raises(SettingsError, match=r'torch_compile: samples of several sizes .*max_length_per_batch'):
+        check_model(resolved, spec_of(resolved.cfgs))
+
+
 def alike(one: Path, other: Path) -> None:
     expected, found = weights(one / 'slice_end'), weights(other / 'slice_end')
     assert expected and found.keys() == expected.keys()
@@ -69,7 +88,8 @@ def test_a_run_ends_where_one_without_does_and_goes_on_when_killed(tiny: Tiny, t
     assert 'torch_compile:' not in written
     alike(tmp_path / 'plain', tmp_path / 'compiled')
 
-    again = sft(tmp_path / 'again', model, rows, '--resume', 'auto', save_interval=2, **shape, **COMPILED)
+    saves = {'save_interval': 2, 'save_total_limit': 2}
+    again = sft(tmp_path / 'again', model, rows, '--resume', 'auto', **saves, **shape, **COMPILED)
     killed(again, before=by('inductor', dies_in_step(4)))
     assert (tmp_path / 'again' / 'slice_2').is_dir() and not (tmp_path / 'again' / 'slice_end').is_dir()
     succeed(again, 2, before=by('inductor'))

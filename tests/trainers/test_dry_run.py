@@ -85,6 +85,27 @@ def test_an_image_run_with_adapters_and_frozen_components(tiny, rows, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize('algorithm', ['sft', 'grpo'])
+def test_what_a_tower_that_trains_keeps_is_counted(tiny, tmp_path, algorithm):
+    Image.new('RGB', (20, 30), 'red').save(tmp_path / 'dog.png')
+    path = write_rows(tmp_path / 'pictures.jsonl', [{**row, 'image': 'dog.png'} for row in text_rows(4)])
+    model = shutil.copytree(tiny('llava'), tmp_path / 'model')
+    config = json.loads((model / 'config.json').read_text())
+    # Large enough for three decimals of a GiB, of weights that are not read.
+    wide = {**config['vision_config'], 'intermediate_size': 500_000}
+    (model / 'config.json').write_text(json.dumps({**config, 'vision_config': wide}))
+    kept, more = {}, {'reward_functions': '[format]', 'max_new_tokens': 8} if algorithm == 'grpo' else {}
+    for frozen in (True, False):
+        argv = sft(tmp_path / 'run', model, path, '--dry_run', freeze_vision_tower=frozen, **more)
+        output = plain(succeed(argv, 1, IMAGE, reads_no_weights, algorithm=known_algorithms()[algorithm]))
+        (row,) = re.findall(r'│ policy +│(.*)│', output)
+        kept[frozen] = float(re.findall(r'([\d.]+) GiB', row)[3]) * 2**30
+    side, patch = wide['image_size'], wide['patch_size']
+    # What goes into and out of the matrices of each MLP, of each patch, in float32; told in thousandths of a GiB.
+    assert kept[False] - kept[True] > 0.9 * wide['num_hidden_layers'] * (side // patch) ** 2 * 2 * 500_000 * 4
+
+
 @pytest.mark.parametrize('stage', [0, 1, 2, 3])
 def test_the_memory_of_one_of_two_ranks_under_each_stage(tiny, rows, tmp_path, stage):
     model = shutil.copytree(tiny('llama'), tmp_path / 'model')

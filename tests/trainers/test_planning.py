@@ -190,6 +190,29 @@ def test_ranks_that_share_a_row_send_each_other_what_attention_reads() -> None:
     assert three.sharing == []
 
 
+@pytest.mark.parametrize('family', ['qwen3_vl', 'qwen3_moe'])
+def test_rows_are_shared_wherever_runs_share_them(tiny: Callable[..., Path], family: str) -> None:
+    """Features between layers, and the router losses of experts, keep no run from it."""
+    spec = load_spec(tiny(family), model_max_length=None)
+    asked = Asked(2, 1.0, ACCELERATORS['H100'], prompt=1, response=63, rows=2)
+    assert token_subject(spec, KNOWN['sft'](), asked, Media()).sharing == [2]
+
+
+def test_ranks_that_share_a_row_share_its_pictures(tiny: Callable[..., Path]) -> None:
+    spec = load_spec(tiny('qwen2_5_vl'), model_max_length=None)
+    asked = Asked(2, 1.0, ACCELERATORS['H100'], rows=2, image_size=56)
+    alone, together = Settings(None), Settings(None, sequence_parallel=2)
+    for images, times in ((2, 1), (3, 4 / 3)):
+        media = media_of(spec, replace(asked, images=images))
+        assert media.positions(2)['vision_tower'] == round(times * media.positions()['vision_tower'] / 2)
+        subject = token_subject(spec, KNOWN['sft'](), asked, media)
+        whole = subject.passes(alone)
+        without = token_subject(spec, KNOWN['sft'](), asked, replace(media, vision=())).passes(alone)
+        # Of three whole ones one rank reads two, and the other waits for it.
+        added = subject.passes(together).forward - whole.forward
+        assert added == pytest.approx((times - 1) * (whole.forward - without.forward))
+
+
 def test_what_would_fit_where_nothing_does() -> None:
     asked = Asked(1, 0.003, ACCELERATORS['H100'], response=2048, rows=8)
     planner = partial(plan_tokens, Architecture.of(SMALL), KNOWN['sft']())
@@ -209,14 +232,14 @@ def test_sounds_and_videos_are_what_the_processor_makes_of_them(tiny: Callable[.
     asked = Asked(1, 80.0, ACCELERATORS['A100'], seconds=2.0)
     heard = media_of(spec, asked)
     # 100 frames a second, of which the encoder makes one position of two, and the projector one token of two of these.
-    assert heard.placeholders == 50 and heard.positions['audio_tower'] == 100 and heard.positions['vision_tower'] == 0
+    assert heard.placeholders == 50 and heard.positions() == {'audio_tower': 100, 'vision_tower': 0}
     with pytest.raises(SettingsError, match='read no image'):
         media_of(spec, replace(asked, images=1))
     seen = media_of(
         load_spec(tiny('qwen2_5_vl'), model_max_length=None), replace(asked, seconds=0, frames=4, image_size=56)
     )
     # Two frames at once, each of four by four patches, four of which are a token.
-    assert seen.positions == {'vision_tower': 2 * 16, 'audio_tower': 0} and seen.placeholders == 2 * 4
+    assert seen.positions() == {'vision_tower': 2 * 16, 'audio_tower': 0} and seen.placeholders == 2 * 4
 
 
 def test_towers_count_where_prompts_have_pictures(tiny: Callable[..., Path]) -> None:
@@ -228,7 +251,7 @@ def test_towers_count_where_prompts_have_pictures(tiny: Callable[..., Path]) -> 
     # Four patches of 14 pixels each way, four of which are a token, between two that mark a picture.
     assert with_one.units - without.units == 64 * (4 + 2)
     assert with_one.flops.forward > without.flops.forward
-    row = media_of(spec, replace(asked, images=1)).positions
+    row = media_of(spec, replace(asked, images=1)).positions()
     model = structure.skeleton(spec.config)
     text, both = (activations_of(model, spec, 100, 2, ALL_LAYERS, positions=given) for given in ({}, row))
     assert both > text

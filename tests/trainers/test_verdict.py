@@ -127,3 +127,11 @@ def test_without_a_size_it_is_judged_by_the_device_at_hand(tiny: Any, rows: Path
 
     output = plain(succeed(sft(tmp_path / 'out', tiny('llama'), rows, '--dry_run')))
     assert f'of {psutil.virtual_memory().total / 2**30:.3g} GiB a device' in output
+
+
+@pytest.mark.extended
+def test_advice_for_micro_batches_that_go_by_tokens_is_for_full_ones(tiny: Any, rows: Path, tmp_path: Path) -> None:
+    settings = {'max_length_per_batch': 10_000_000, 'per_device_train_batch_size': 1}
+    output = judged(rows, tmp_path / 'out', tiny('llama'), '0.001GiB', **settings)
+    needed = float(re.search(r'Does not fit: about (\S+) GiB', output)[1])
+    assert float(re.search(r'--bf16 True: about (\S+) GiB', output)[1]) == pytest.approx(needed / 2, rel=0.01)

@@ -12,6 +12,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
 from align_anything.core.logging import get_logger
 from align_anything.models.checkpointing import ALL_LAYERS, Checkpointing
+from align_anything.models.compiling import counted_again
 from align_anything.models.diffusion.families import spec_class
 from align_anything.models.diffusion.library import component_class, quiet, require_diffusers
 from align_anything.models.diffusion.opening import skeleton
@@ -175,7 +176,7 @@ def enable_gradient_checkpointing(denoiser: nn.Module, spec: DiffusionSpec, how:
     reason = spec.no_checkpointing
     if not reason:
         try:
-            denoiser.enable_gradient_checkpointing(remembered(how.function))
+            denoiser.enable_gradient_checkpointing(remembered(counted_again(how.function)))
             return
         except ValueError as error:
             reason = str(error)

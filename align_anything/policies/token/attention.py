@@ -290,11 +290,13 @@ def _written_out(
 def register_segment_attention(compiled: bool = False) -> None:
     """Makes `segment` known to transformers, `compiled` for layers that torch.compile compiles.
 
-    Those leave it out of what they compile, or each row would be compiled anew for its spans.
+    Those leave it out of what they compile, or each row would be compiled anew for its spans. What such layers were
+    given stays known: one name serves all models of a process, also the one that a check at the start compares with.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(
-        SEGMENT_ATTENTION, torch.compiler.disable(segment_attention) if compiled else segment_attention
-    )
+    if compiled:
+        AttentionInterface.register(SEGMENT_ATTENTION, torch.compiler.disable(segment_attention))
+    elif SEGMENT_ATTENTION not in AttentionInterface().valid_keys():
+        AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
     AttentionMaskInterface.register(SEGMENT_ATTENTION, segment_mask)

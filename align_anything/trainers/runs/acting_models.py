@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ def skeleton(spec: Spec) -> nn.Module:
     return checkpoint.skeleton(spec)
 
 
-def activations(cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int) -> None:
+def activations(
+    cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int, positions: Mapping[str, int]
+) -> None:
     """Not known: it hangs on how many pictures there are, of which frozen encoders keep nothing."""
     return
 

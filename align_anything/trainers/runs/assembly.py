@@ -45,7 +45,7 @@ class ModelKind(Protocol):
     def tune(self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm) -> nn.Module: ...
 
     def activations(
-        self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int
+        self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int, positions: Mapping[str, int]
     ) -> float | None: ...
 
     def router_coefficient(self, cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float: ...
@@ -111,12 +111,14 @@ def skeleton(spec: Spec) -> nn.Module:
     return KINDS[spec.unit].skeleton(spec)
 
 
-def activations(cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int) -> float | None:
+def activations(
+    cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int, positions: Mapping[str, int]
+) -> float | None:
     """Returns the bytes that a model without weights keeps of a micro-batch for its backward pass, None if not known.
 
-    `size` counts tokens, or samples that are denoised.
+    `size` counts tokens, or samples that are denoised, and `positions` those of the towers of a token model.
     """
-    return KINDS[spec.unit].activations(cfgs, spec, model, algorithm, size)
+    return KINDS[spec.unit].activations(cfgs, spec, model, algorithm, size, positions)
 
 
 def check_model(resolved: Resolved, spec: Spec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -27,6 +28,8 @@ from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.spec import Spec
 from align_anything.models.trainable import parameter_table, render_table
+from align_anything.models.work import positions_in_towers
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.trainers.loops.splitting import split, steps_of_rollout
 from align_anything.trainers.pairs import Pair
@@ -127,6 +130,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     left_out: list[Skipped] = []
     # Of the largest micro-batch, and of one of a single row: tokens, or samples that are denoised.
     largest, least = cfgs.train_cfgs.max_length_per_batch or 0, 0
+    # Likewise, by tower: positions of media.
+    most, fewest = Counter[str](), Counter[str]()
     if spec.unit == 'denoising step':
         largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else batch.inputs.rows
         least = -(-largest // cfgs.train_cfgs.per_device_train_batch_size)
@@ -140,10 +145,14 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
             updated = _longest_update(cfgs, resolved.algorithm, found) if generates else found
             largest = max(largest, collate.size(updated))
             least = max([least, *(collate.size([row]) for row in updated)])
+        if spec.unit == 'token':
+            most |= _in_towers(cfgs, collate, updated)
+            for row in updated:
+                fewest |= _in_towers(cfgs, collate, [row])
         kept += found
     if not kept:
         raise DataError(f'not one of the first {len(left_out)} rows of this rank can be used:\n{told_once(left_out)}')
-    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model, largest)
+    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model, largest, most)
     if not is_main():
         return
     console = console or Console(highlight=False)
@@ -157,8 +166,9 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
 
     def measure(changed: RunCfgs) -> float:
         smaller, _ = build_on_meta(changed, spec, resolved.algorithm)
-        size = least if changed.train_cfgs.per_device_train_batch_size == 1 else largest
-        return total(memory_of_run(changed, pair, resolved.algorithm, spec, smaller, size))
+        fewer = changed.train_cfgs.per_device_train_batch_size < cfgs.train_cfgs.per_device_train_batch_size
+        size = (least, fewest) if fewer else (largest, most)
+        return total(memory_of_run(changed, pair, resolved.algorithm, spec, smaller, *size))
 
     counts_all = all(memory.activations is not None for memory in held.values())
     console.print(verdict(cfgs, total(held), counts_all, resolved.device_gib, measure), soft_wrap=True)
@@ -174,6 +184,14 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if left_out:
         console.print(f'\nof these rows {len(left_out)} are left out:\n{told_once(left_out)}', soft_wrap=True)
     console.print(f'\n{marks_of(spec)} This was a dry run: nothing was trained or saved.')
+
+
+def _in_towers(cfgs: RunCfgs, collate: TokenCollator, rows: Sequence[Example]) -> Counter[str]:
+    """The positions of towers in a micro-batch of these rows; of one that goes by tokens, in a full one of such."""
+    found = positions_in_towers(collate.spec, rows, collate.layout == 'shared_prefix')
+    budget = cfgs.train_cfgs.max_length_per_batch
+    size = collate.size(rows)
+    return Counter({tower: number * (budget or size) // max(size, 1) for tower, number in found.items()})
 
 
 def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Example]) -> list[Example]:

@@ -105,11 +105,18 @@ def average_memory(model: nn.Module, config: Mapping[str, Any], ranks: int | Non
 
 
 def memory_of_run(
-    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: Spec, policy: nn.Module, size: int
+    cfgs: RunCfgs,
+    pair: Pair,
+    algorithm: Algorithm,
+    spec: Spec,
+    policy: nn.Module,
+    size: int,
+    positions: Mapping[str, int] | None = None,
 ) -> dict[str, Memory]:
     """The memory of each model that the run holds, by what it is, `policy` as `build_on_meta` made it first.
 
-    `size` is that of the largest micro-batch: tokens, as its collator counts them, or samples denoised at once.
+    `size` is that of the largest micro-batch: tokens, as its collator counts them, or samples denoised at once; of
+    token models, `positions` are those that go through each tower.
 
     Raises SettingsError or ModelError for a critic or a judge that cannot be used, as the run would. No weights are
     read.
@@ -121,7 +128,7 @@ def memory_of_run(
 
     def learns(model: nn.Module, learned: Algorithm) -> Memory:
         own = held_of(model, spec, optimizer)
-        return replace(own, activations=activations(cfgs, spec, model, learned, size))
+        return replace(own, activations=activations(cfgs, spec, model, learned, size, positions or {}))
 
     if algorithm.trains:
         held = {'policy': learns(policy, algorithm)}

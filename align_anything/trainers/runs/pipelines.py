@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,9 @@ def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> n
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
 
 
-def activations(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm, size: int) -> float | None:
+def activations(
+    cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm, size: int, positions: Mapping[str, int]
+) -> float | None:
     """The bytes that a denoiser keeps of so many samples for its backward pass, None where that cannot be counted."""
     denoiser = model.denoiser if algorithm.scores == 'units' else model
     return kept_for_backward(spec, denoiser, size, dtype_of(cfgs))

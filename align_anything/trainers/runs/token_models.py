@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,16 @@ def compiled_layers(spec: FamilySpec, model: nn.Module) -> list[nn.Module]:
     return list(layers_of(bare_model(model), spec.component_of, 'torch_compile'))
 
 
-def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int) -> float:
-    """About how many bytes the model keeps of so many tokens for its backward pass."""
+def activations(
+    cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int, positions: Mapping[str, int]
+) -> float:
+    """About how many bytes the model keeps of so many tokens, and positions of towers, for its backward pass."""
     train, width = cfgs.train_cfgs, dtype_of(cfgs).itemsize
-    own = -(-size // train.sequence_parallel_size)
     fused = train.use_liger_kernel and why_without_liger(spec.model_type) is None
-    return activations_of(model, spec, own, width, checkpointing_of(cfgs), tiles=train.mlp_tiles, fused=fused)
+    # Ranks that share rows share their media too.
+    ranks = train.sequence_parallel_size
+    own, seen = -(-size // ranks), {tower: -(-number // ranks) for tower, number in positions.items()}
+    return activations_of(model, spec, own, width, checkpointing_of(cfgs), train.mlp_tiles, fused, seen)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -62,17 +62,25 @@ class Media:
     Attributes:
         tokens: of the prompt, of which `placeholders` stand for media.
         vision, audio: spans of the positions of the towers.
+        seen, heard: pictures and videos, and sounds, that these are of.
     """
 
     tokens: int = 0
     placeholders: int = 0
     vision: tuple[Span, ...] = ()
     audio: tuple[Span, ...] = ()
+    seen: int = 0
+    heard: int = 0
 
-    @property
-    def positions(self) -> Mapping[str, int]:
-        """How many positions go through each tower."""
-        return dict(zip(TOWERS, (sum(span.length for span in own) for own in (self.vision, self.audio)), strict=True))
+    def positions(self, ranks: int = 1) -> Mapping[str, int]:
+        """How many positions go through each tower, on that of `ranks` that share a row which has most of them."""
+        whole = (sum(span.length for span in own) for own in (self.vision, self.audio))
+        return {tower: round(number * self.share(tower, ranks)) for tower, number in zip(TOWERS, whole, strict=True)}
+
+    def share(self, tower: str, ranks: int) -> float:
+        """The part of a row's media that a tower reads on one of `ranks` that share it: they share whole ones."""
+        items = self.seen if tower == TOWERS[0] else self.heard
+        return -(-items // ranks) / items if items else 1.0
 
 
 def media_of(spec: FamilySpec, asked: Asked) -> Media:
@@ -104,7 +112,8 @@ def media_of(spec: FamilySpec, asked: Asked) -> Media:
         spec.encode([{'role': 'user', 'content': content}, answer]).prompt for content in ([words], [*parts, words])
     )
     vision, audio = tower_spans(full.media, spec)
-    return Media(len(full) - len(plain), media_in(full.ids, spec), tuple(vision), tuple(audio))
+    seen, heard = asked.images + bool(asked.frames), int(bool(asked.seconds))
+    return Media(len(full) - len(plain), media_in(full.ids, spec), tuple(vision), tuple(audio), seen, heard)
 
 
 def token_subject(spec: Architecture | FamilySpec, algorithm: Algorithm, asked: Asked, media: Media) -> Subject:
@@ -126,13 +135,14 @@ def token_subject(spec: Architecture | FamilySpec, algorithm: Algorithm, asked: 
 
     @cache
     def kept(recomputes: Checkpointing | None, tiles: int, ranks: int) -> float:
-        return activations_of(model, spec, -(-row // ranks), HALF, recomputes, tiles, media.positions)
+        return activations_of(model, spec, -(-row // ranks), HALF, recomputes, tiles, positions=media.positions(ranks))
 
     beside = _passes_beside(algorithm)
+    changed = partial(_changed, media)
 
     def passes(settings: Settings) -> Flops:
         share = _share(settings.recomputes, text.num_hidden_layers)
-        return _passes(_changed(work, share, settings), _changed(frozen, 0.0, settings), beside, algorithm, sizes)
+        return _passes(changed(work, share, settings), changed(frozen, 0.0, settings), beside, algorithm, sizes)
 
     def exchanged(settings: Settings) -> float:
         share, ranks = _share(settings.recomputes, text.num_hidden_layers), settings.sequence_parallel
@@ -183,11 +193,12 @@ def _passes(work: Work, frozen: Work, beside: int, algorithm: Algorithm, sizes: 
     return found
 
 
-def _changed(work: Work, share: float, settings: Settings) -> Work:
-    """The operations where `share` of the layers is computed again, towers by each of the ranks that share a row."""
-    stacks = {}
+def _changed(media: Media, work: Work, share: float, settings: Settings) -> Work:
+    """The operations where `share` of the layers is computed again, and ranks that share a row share its media."""
+    stacks, ranks = {}, settings.sequence_parallel
     for name, stack in work.stacks.items():
-        times = settings.sequence_parallel if name in TOWERS else 1
+        # All of them together, as if each had as much as the one that has most.
+        times = ranks * media.share(name, ranks) if name in TOWERS and ranks > 1 else 1
         stacks[name] = replace(
             stack,
             weights=times * stack.weights,
@@ -217,13 +228,11 @@ def _sent_of_token(text: Any, ranks: int) -> float:
 
 
 def _sharing(spec: Architecture | FamilySpec, gpus: int) -> list[int]:
-    """How many ranks can share a row: heads divide, and layers see nothing but the states of tokens."""
-    text, vision = spec.config.get_text_config().to_dict(), spec.config.to_dict().get('vision_config') or {}
+    """How many ranks can share a row: heads divide (`policies/token/plan.py`)."""
+    text = spec.config.get_text_config().to_dict()
     heads = text.get('num_attention_heads') or 1
     of_keys = text.get('num_key_value_heads') or heads
-    # Experts have a loss over all tokens of a row; what enters between layers knows no shares of it.
-    apart = text.get('num_experts') or text.get('num_local_experts') or text.get('hidden_size_per_layer_input')
-    if apart or vision.get('deepstack_visual_indexes') or 'packed' not in structure.layouts(spec.config):
+    if 'packed' not in structure.layouts(spec.config):
         return []
     dividing = [ranks for ranks in SHARING if gpus % ranks == 0 and heads % ranks == 0]
     return [ranks for ranks in dividing if of_keys % ranks == 0 or ranks % of_keys == 0]
