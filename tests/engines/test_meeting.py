@@ -22,7 +22,7 @@ from tests.harness.ranks import RanksError, run_ranks
 from tests.trainers.runs import die, warm
 
 
-def ends(folder: Path, on_the_way: Callable[[int], Any]) -> tuple[list[str], list[str]]:
+def ends(folder: Path, on_the_way: Callable[[int], Any], patience: float = 30.0) -> tuple[list[str], list[str]]:
     """What each of two ranks, on a node each, came to and wrote, when they join after what each does on the way."""
     warm()
 
@@ -32,7 +32,7 @@ def ends(folder: Path, on_the_way: Callable[[int], Any]) -> tuple[list[str], lis
         dist.destroy_process_group()
         os.environ['LOCAL_RANK'] = '0'
         meeting.socket.gethostname = lambda: f'node-{rank + 1}'
-        meeting.LEAVING_SECONDS, meeting.PATIENCE, meeting.TOLD_AFTER = 5.0, 2.0, 0.5
+        meeting.LEAVING_SECONDS, meeting.PATIENCE, meeting.TOLD_AFTER = 15.0, patience, patience / 4
         with open(folder / str(rank), 'w', buffering=1) as file, redirect_stderr(file):
             os.dup2(file.fileno(), 2)
             on_the_way(rank)
@@ -77,7 +77,7 @@ def test_all_that_fail_alike_say_so_once_and_wait_for_nobody(tmp_path: Path) -> 
 
 
 def test_who_was_killed_on_the_way_is_missed(tmp_path: Path) -> None:
-    kinds, (first, _) = ends(tmp_path, lambda rank: die() if rank == 1 else None)
+    kinds, (first, _) = ends(tmp_path, lambda rank: die() if rank == 1 else None, patience=2.0)
     assert kinds == ['SystemExit', 'SIGKILL']
     assert 'still waiting for rank 1, which may be on the way' in first
     assert 'ERROR TrainingError:\nrank 1 did not come within 2 seconds' in first

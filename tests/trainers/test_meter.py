@@ -71,6 +71,17 @@ def test_what_holds_a_run_up_is_told_once(seconds: dict[str, float], said: str |
     assert not warned(seconds, reports=LOOKED_AT - 1)
 
 
+def test_a_loader_that_fills_a_cache_in_the_first_pass_is_left_alone() -> None:
+    own, reads = Meter(), (Flops(1.0), 1.0, 10.0, {'data': 8.0})
+    with listening() as found:
+        for _ in range(LOOKED_AT + 3):
+            assert own.read(*reads, first_pass=True)['share/data'] == 0.8
+        assert not found
+        for _ in range(LOOKED_AT):
+            own.read(*reads)
+    assert len(found) == 1
+
+
 def test_a_rank_that_holds_the_others_up_is_told_with_its_number() -> None:
     def body(rank: int) -> tuple[list[str], dict[str, float]]:
         seconds = {'generation': 2.0 + 6.0 * (rank == 1), 'data': 0.0}

@@ -68,7 +68,9 @@ class Meter:
         due = world_size() > 1 and self._reports % TIMED_EVERY == TIMED_EVERY - 1
         return self._own.watching(model) if due else nullcontext()
 
-    def read(self, flops: Flops, computed: float, took: float, seconds: Mapping[str, float]) -> dict[str, float]:
+    def read(
+        self, flops: Flops, computed: float, took: float, seconds: Mapping[str, float], first_pass: bool = False
+    ) -> dict[str, float]:
         """Returns what is told of one report, the same on every rank.
 
         Args:
@@ -76,6 +78,7 @@ class Meter:
             computed: the seconds that they took.
             took: those of the whole step.
             seconds: those of each phase on this rank; `data` is waiting for rows.
+            first_pass: whether what later passes over the rows read is still being made, which holds up this one alone.
         """
         gathered = all_gather_object((flops.model, flops.again, dict(seconds), self._own.take(), socket.gethostname()))
         work, again, phases, own_seconds, nodes = zip(*gathered, strict=True)
@@ -94,7 +97,8 @@ class Meter:
             found |= {} if self.peak is None else {'mfu': achieved / self.peak}
             found |= {'recomputed': sum(again) / sum(work)} if sum(again) else {}
             found |= {'busiest_rank': unevenness(work)} if world_size() > 1 else {}
-        self._look(took, phases, waited, work, nodes)
+        if not first_pass:
+            self._look(took, phases, waited, work, nodes)
         self._look_at_pace(own_seconds, work, nodes)
         return found
 

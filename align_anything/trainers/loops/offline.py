@@ -154,7 +154,10 @@ class OfflineLoop(Loop):
             return {}
         own = sum((flops for batch in loaded.batches for flops in self.engine.policy.flops(batch).values()), Flops())
         roles = Flops(own.forward * len(self.roles))
-        return self.meter.read((own + roles) / self.copies, took - loaded.waited, took, {'data': loaded.waited})
+        cached, epoch = self.cfgs.data_cfgs.sample_cache_dir is not None, self.progress.epoch
+        first_pass = cached and epoch == 0 and self.training.steps_in(epoch) < self.steps
+        computed = took - loaded.waited
+        return self.meter.read((own + roles) / self.copies, computed, took, {'data': loaded.waited}, first_pass)
 
 
 COUNTED = ('examples', 'tokens', 'padding', 'units', 'truncated')
