@@ -12,6 +12,7 @@ from align_anything.policies.token import flex
 from align_anything.policies.token.attention import AttentionPlan, row_mask, segment_attention
 from align_anything.policies.token.spans import Span
 from tests.harness.every_class import checked_scores, load_as_run
+from tests.harness.kernels import lacking
 
 BRANCHES = (Span(0, 5), Span(5, 9, 0, 5), Span(9, 12), Span(12, 14, 0, 3), Span(14, 19, 0, 5), Span(19, 20, 9, 12))
 PACKED = (Span(0, 5), Span(5, 6), Span(6, 12))
@@ -45,27 +46,9 @@ def test_who_sees_whom_is_what_the_plan_says(spans, window, with_media: bool) ->
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize(
-    ('change', 'taken'),
-    [
-        ({}, True),
-        ({'dtype': torch.float16}, True),
-        ({'cuda': False}, False),
-        ({'dtype': torch.float32}, False),
-        ({'size': 512}, False),
-        ({'size': 8}, False),
-        ({'values': 512}, False),
-        ({'dropout': 0.1}, False),
-    ],
-)
-def test_what_it_lacks_goes_another_way(change, taken) -> None:
-    class OnCuda:
-        def __init__(self, size: int, dtype: torch.dtype) -> None:
-            self.shape, self.dtype, self.is_cuda = torch.Size((1, 2, 12, size)), dtype, change.get('cuda', True)
-
-    size, dtype = change.get('size', 64), change.get('dtype', torch.bfloat16)
-    query, value = OnCuda(size, dtype), OnCuda(change.get('values', size), dtype)
-    assert flex.caps(query, value, change.get('dropout', 0.0)) is taken
+@lacking(64, size=8, values=512)
+def test_what_it_lacks_goes_another_way(query, value, dropout: float, taken: bool) -> None:
+    assert flex.caps(query, value, dropout) is taken
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from align_anything.policies.token import varlen
 from align_anything.policies.token.attention import AttentionPlan, row_mask, segment_attention
 from align_anything.policies.token.spans import Span
 from tests.harness.every_class import checked_scores, load_as_run
+from tests.harness.kernels import lacking
 from tests.harness.varlen import _backward, _forward, emulate
 
 BRANCHES = (Span(0, 5), Span(5, 9, 0, 5), Span(9, 12), Span(12, 14, 0, 3), Span(14, 19, 0, 5), Span(19, 20, 9, 12))
@@ -98,27 +99,9 @@ def test_families_score_by_it_as_their_plain_class_does(model_type, layout, monk
     torch.testing.assert_close(scores, plain, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ('change', 'taken'),
-    [
-        ({}, True),
-        ({'dtype': torch.float16}, True),
-        ({'cuda': False}, False),
-        ({'dtype': torch.float32}, False),
-        ({'size': 512}, False),
-        ({'size': 12}, False),
-        ({'values': 16}, False),
-        ({'dropout': 0.1}, False),
-    ],
-)
-def test_what_it_lacks_goes_another_way(change, taken) -> None:
-    class OnCuda:
-        def __init__(self, size: int, dtype: torch.dtype) -> None:
-            self.shape, self.dtype, self.is_cuda = torch.Size((1, 2, 12, size)), dtype, change.get('cuda', True)
-
-    size, dtype = change.get('size', 8), change.get('dtype', torch.bfloat16)
-    query, value = OnCuda(size, dtype), OnCuda(change.get('values', size), dtype)
-    assert varlen.fits(query, value, change.get('dropout', 0.0)) is taken
+@lacking(8, size=12, values=16)
+def test_what_it_lacks_goes_another_way(query, value, dropout: float, taken: bool) -> None:
+    assert varlen.fits(query, value, dropout) is taken
 
 
 @pytest.mark.gpu
