@@ -104,26 +104,14 @@ def costs(pair_name: str, argv: list[str]) -> list[Cost]:
 
 
 def _count(loop: Any, floating: list[int]) -> None:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+    from align_anything.core.counting import Counting
 
-    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return sdpa_flop(query, key, value)
-
-    def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return sdpa_backward_flop(gradient, query, key, value)
-
-    # What attention runs on a CPU, which the counter does not know.
-    more = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-    }
     step = loop.engine.train_step
 
     def counted(*args: Any) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=more) as counter:
+        with Counting() as counting:
             result = step(*args)
-        floating.append(counter.get_total_flops())
+        floating.append(int(counting.products + counting.attention))
         return result
 
     loop.engine.train_step = counted
