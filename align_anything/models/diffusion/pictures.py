@@ -36,14 +36,34 @@ class PictureSpec(DiffusionSpec):
         """Pixels that sides must be a multiple of."""
         return self.factor * self.side_multiple
 
+    @property
+    def most_positions(self) -> int | None:
+        """Patches of a side that the denoiser has positions for; None where it makes them for any."""
+        return None
+
     def check(self) -> None:
-        """Raises ModelError for a resolution that is no multiple of the autoencoder's and the patches' sides."""
+        """Raises ModelError for a resolution that is no multiple of the autoencoder's and the patches' sides.
+
+        And for one that has, or one of whose buckets has, a side of more patches than the denoiser has positions.
+        """
         size, unit = self.default_size(), self.size_unit
         if any(side % unit or side < unit for side in size[-2:]):
             nearest = ' × '.join(str(max(1, round(side / unit)) * unit) for side in size[-2:])
             raise ModelError(
                 f'a resolution of {" × ".join(map(str, size[-2:]))} for {self.model_type}: sides must be multiples of '
                 f'{unit}. The nearest is {nearest}.'
+            )
+        if self.most_positions is None:
+            return
+        sizes = bucket_sizes(size[-2] * size[-1], unit) if self.sizing.buckets else (size[-2:],)
+        longest, most = max(sizes, key=max), self.most_positions * unit
+        if max(longest) > most:
+            found = f'a resolution of {size[-2]} × {size[-1]}'
+            if self.sizing.buckets:
+                found = f'diffusion_cfgs.aspect_buckets: of {found}, a bucket is {longest[-2]} × {longest[-1]}'
+            raise ModelError(
+                f'{found}, and the denoiser of {self.folder} has positions for sides of at most {most} pixels: take a '
+                'smaller diffusion_cfgs.resolution.'
             )
 
     def default_size(self) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -68,6 +69,30 @@ def test_a_video_gives_its_first_frames_and_one_that_is_too_short_is_refused() -
 def test_numbers_of_frames_that_no_latent_covers_are_refused_with_the_nearest() -> None:
     with pytest.raises(ModelError, match='one more than a multiple of 4. The nearest is 9'):
         load_spec(folder_of('wan'), Sizing(resolution=(32, 32), num_frames=8))
+
+
+@pytest.mark.parametrize('family', ['sd3', 'z_image', 'wan'])
+def test_sides_that_the_denoiser_has_no_positions_for_are_refused_and_so_are_those_of_buckets(family: str) -> None:
+    spec = load_spec(folder_of(family), Sizing(resolution=(64, 64), num_frames=5 if family == 'wan' else None))
+    most, frames = spec.most_positions, 5 if family == 'wan' else None
+    side = most * spec.size_unit
+    sizing = Sizing(resolution=(side, side), num_frames=frames)
+    assert load_spec(folder_of(family), sizing).default_size()[-2:] == (side, side)
+    with pytest.raises(ModelError, match=f'positions for sides of at most {side} pixels'):
+        load_spec(folder_of(family), replace(sizing, resolution=(64, side + spec.size_unit)))
+    with pytest.raises(ModelError, match='aspect_buckets: of a resolution of .* a bucket is'):
+        load_spec(folder_of(family), replace(sizing, buckets=True))
+
+
+def test_a_denoiser_that_learned_its_positions_takes_its_own_size_alone() -> None:
+    spec = load_spec(folder_of('cogvideox'), Sizing(num_frames=5))
+    configs = {**spec.configs, 'transformer': spec.configs['transformer'] | {'use_learned_positional_embeddings': True}}
+    height, width = spec.default_size()[1:]
+    own = Sizing(num_frames=5, resolution=(height, width))
+    assert type(spec)(spec.folder, spec.index, configs, sizing=own).default_size() == (5, height, width)
+    for other in (replace(own, buckets=True), replace(own, resolution=(height, width + spec.size_unit))):
+        with pytest.raises(ModelError, match=f'for {height} × {width} pixels alone'):
+            type(spec)(spec.folder, spec.index, configs, sizing=other)
 
 
 def test_a_clip_is_cut_or_ends_in_silence_and_another_rate_is_refused() -> None:

@@ -35,9 +35,18 @@ class CogVideoXSpec(VideoSpec):
         return self.configs[self.denoiser]['max_text_seq_length']
 
     def check(self) -> None:
-        """Raises ModelError for a number of frames that no patch covers, and as all families do."""
+        """Raises ModelError for a number of frames that no patch covers, and as all families do.
+
+        And for any size but its own where the denoiser has learned its positions.
+        """
         super().check()
         config = self.configs[self.denoiser]
+        own = config['sample_height'] * self.factor, config['sample_width'] * self.factor
+        if config.get('use_learned_positional_embeddings') and (self.sizing.buckets or self.default_size()[1:] != own):
+            raise ModelError(
+                f'the denoiser of {self.folder} has learned its positions, for {own[0]} × {own[1]} pixels alone: leave '
+                'out diffusion_cfgs.resolution and aspect_buckets.'
+            )
         patch, frames = config.get('patch_size_t') or 1, self.latent_shape(self.default_size())[0]
         if patch > 1:
             self.one_size = 'its patches are of several frames.'

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.pictures import PictureSpec, rows
 from align_anything.models.diffusion.several import filled, kept_apart, named, replaced, rows_of, split, strips, unstrip
 from align_anything.models.diffusion.spec import Given
@@ -26,12 +25,10 @@ class StableDiffusion3Spec(PictureSpec):
     default_text_length = 256
     one_size = ''
 
-    def check(self) -> None:
-        """Raises ModelError for a resolution with more patches than the denoiser has positions."""
-        super().check()
-        most = self.configs[self.denoiser]['pos_embed_max_size'] * self.factor * self.side_multiple
-        if max(self.default_size()) > most:
-            raise ModelError(f'{self.folder} has positions for sides of at most {most} pixels.')
+    @property
+    def most_positions(self) -> int:
+        """Patches of a side in the table of the denoiser, of which it takes the middle."""
+        return self.configs[self.denoiser]['pos_embed_max_size']
 
     @torch.no_grad()
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -55,6 +55,11 @@ class WanSpec(VideoSpec):
         return self.configs['vae']['z_dim']
 
     @property
+    def most_positions(self) -> int:
+        """Patches of a side in the tables of the denoiser, which are as long for frames."""
+        return self.configs[self.denoiser].get('rope_max_seq_len') or 1024
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """One, or two experts: the first for high noise."""
         return (self.denoiser, SECOND) if SECOND in self.configs else (self.denoiser,)

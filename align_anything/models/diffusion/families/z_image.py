@@ -22,6 +22,12 @@ class ZImageSpec(PictureSpec):
     default_text_length = 512
     one_size = ''
 
+    @property
+    def most_positions(self) -> int:
+        """Patches of a side in the tables of the denoiser; the first is of prompts and frames."""
+        _, *sides = self.configs[self.denoiser].get('axes_lens') or (1024, 512, 512)
+        return min(sides)
+
     def default_size(self) -> Size:
         """Returns the size of the settings, else 1024 pixels a side, `(height, width)`."""
         return self.sizing.resolution or (1024, 1024)
