@@ -174,21 +174,25 @@ def test_reserved_tokens_learn_and_are_saved(folder: Path, tmp_path: Path) -> No
     before = weights(folder / 'reserved')
     space = read_action_space(folder / 'reserved')
     (first,) = space.first_ids
-    succeed(argv(folder, tmp_path / 'full', model='reserved'), 'grpo')
+    # Long enough for episodes whose rewards differ.
+    longer = {'model': 'reserved', 'epochs': 10, 'max_steps': 16}
+    succeed(argv(folder, tmp_path / 'full', **longer), 'grpo')
     after = weights(tmp_path / 'full' / 'slice_end')
     (rows,) = [key for key in before if key.endswith('embed_tokens.weight')]
-    assert not torch.equal(after[rows][first : first + 3], before[rows][first : first + 3])
+    # They began alike; those that no rollout sampled still may be.
+    assert [len({tuple(row) for row in own[rows][first : first + 3].tolist()}) > 1 for own in (before, after)] == [
+        False,
+        True,
+    ]
     assert read_action_space(tmp_path / 'full' / 'slice_end') == space
     # An adapter would leave rows that are all alike as they are, unless they are trained and saved beside it.
-    lora = {'use_lora': True, 'lora_r': 2}
-    (ended,) = run(
-        argv(folder, tmp_path / 'lora', model='reserved', **lora), pair=PAIR, algorithm=find_run(PAIR.name, 'grpo')[1]
-    )
+    lora = {'use_lora': True, 'lora_r': 2, **longer}
+    (ended,) = run(argv(folder, tmp_path / 'lora', **lora), pair=PAIR, algorithm=find_run(PAIR.name, 'grpo')[1])
     assert ended.code == 2 and '--modules_to_save embed_tokens lm_head' in ended.output
     saved = '--modules_to_save', '[embed_tokens, lm_head]'
-    succeed(argv(folder, tmp_path / 'lora', *saved, model='reserved', **lora), 'grpo')
+    succeed(argv(folder, tmp_path / 'lora', *saved, **lora), 'grpo')
     adapter = weights(tmp_path / 'lora' / 'slice_end')
     heads = [own for key, own in adapter.items() if 'lm_head' in key and own.shape == before[rows].shape]
-    assert heads and all(len({tuple(row) for row in own[first : first + 3].tolist()}) == 3 for own in heads)
+    assert heads and all(len({tuple(row) for row in own[first : first + 3].tolist()}) > 1 for own in heads)
     merge_adapter(tmp_path / 'lora' / 'slice_end', tmp_path / 'merged')
     assert read_action_space(tmp_path / 'merged') == space
