@@ -16,7 +16,7 @@ SHARED=(
     --epochs 1000
     --eval_strategy no
     --save_checkpoint False
-    --num_workers 0
+    --num_workers 1
 )
 
 python3 "${PAINTING}" prepare "${DEMO_DIR}"

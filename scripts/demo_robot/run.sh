@@ -33,7 +33,7 @@ train align_anything.trainers.text_video_to_action.sft \
     --lr_scheduler_type cosine \
     --lr_warmup_ratio 0.1 \
     --weight_decay 0.01 \
-    --num_workers 1 \
+    --num_workers 2 \
     "${SHARED[@]}"
 
 train align_anything.trainers.text_video_to_action.saferlhf \

@@ -1,4 +1,4 @@
-"""`python interpreted_liger.py [--cuda] FOLDER…`: of each checkpoint the largest difference that kernels of Liger make.
+"""`python -m tests.models.interpreted_liger [--cuda] FOLDER…`: the largest differences that kernels of Liger make.
 
 In a process of its own: Triton's interpreter is chosen when it is imported, and Liger changes modules of transformers.
 Prints a line of JSON for each: its family, the modules that compute by Liger, and differences of logits and gradients,

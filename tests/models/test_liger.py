@@ -40,13 +40,17 @@ def test_families_that_it_has_none_for_are_told(monkeypatch: pytest.MonkeyPatch)
     assert liger.why_without_liger('qwen2_5_vl') is None
 
 
+def computed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command, root = [sys.executable, '-m', 'tests.models.interpreted_liger'], Path(__file__).resolve().parents[2]
+    ended = subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return ended
+
+
 @pytest.mark.extended
 def test_they_compute_what_the_family_does(tiny: Tiny) -> None:
     """Forward and backward of whole models, on the CPU."""
-    file = Path(__file__).parent / 'interpreted_liger.py'
-    command = [sys.executable, str(file), *(str(tiny(family)) for family in COMPUTED)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    ended = computed(*(str(tiny(family)) for family in COMPUTED))
     told = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{')]
     assert [one['family'] for one in told] == list(COMPUTED)
     for one in told:
@@ -73,8 +77,6 @@ def test_the_estimate_of_activations_counts_what_is_fused(tiny: Tiny) -> None:
 @pytest.mark.parametrize('family', list(COMPUTED))
 def test_on_a_device_they_compute_what_the_family_does(family: str, tiny: Tiny) -> None:
     """In a process of its own, since Liger changes modules of transformers."""
-    file = Path(__file__).parent / 'interpreted_liger.py'
-    ended = subprocess.run([sys.executable, str(file), '--cuda', str(tiny(family))], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    ended = computed('--cuda', str(tiny(family)))
     (told,) = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{')]
     assert told['off'] < 1e-3, told
