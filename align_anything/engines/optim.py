@@ -26,9 +26,9 @@ def state_bytes(name: str) -> float:
     return 2 * (1 + 4 / 256) if name == EIGHT_BITS else 2 * 4
 
 
-def choose_optimizer(name: str | None, *, fused: bool, offload: bool) -> str:
-    """Returns the named optimizer, or the fastest one: DeepSpeedCPUAdam when the states are offloaded, else AdamW,
-    `fused` where the weights of the engine bear it.
+def choose_optimizer(name: str | None, *, device_type: str, offload: bool) -> str:
+    """Returns the named optimizer, or the one for the device: DeepSpeedCPUAdam when the states are offloaded, fused
+    AdamW on CUDA, plain AdamW elsewhere.
 
     Raises SettingsError for one that is not installed, or that has nothing to spare where the states are.
     """
@@ -48,7 +48,7 @@ def choose_optimizer(name: str | None, *, fused: bool, offload: bool) -> str:
         return name
     if offload:
         return 'deepspeed_cpu_adam'
-    return 'adamw_torch_fused' if fused else 'adamw_torch'
+    return 'adamw_torch_fused' if device_type == 'cuda' else 'adamw_torch'
 
 
 def parameter_groups(

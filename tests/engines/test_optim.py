@@ -28,38 +28,12 @@ needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec('bitsandbytes')
 
 def test_what_is_missing_or_spares_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())
-    assert choose_optimizer(EIGHT_BITS, fused=True, offload=False) == EIGHT_BITS
+    assert choose_optimizer(EIGHT_BITS, device_type='cuda', offload=False) == EIGHT_BITS
     with pytest.raises(SettingsError, match='train_cfgs.optimizer: adamw_8bit spares memory of the device'):
-        choose_optimizer(EIGHT_BITS, fused=True, offload=True)
+        choose_optimizer(EIGHT_BITS, device_type='cuda', offload=True)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(SettingsError, match=r'pip install "align-anything\[bnb\]"'):
-        choose_optimizer(EIGHT_BITS, fused=True, offload=False)
-
-
-@pytest.mark.parametrize('name', ['adamw_torch', choose_optimizer(None, fused=True, offload=False)])
-def test_steps_are_those_of_float64_and_go_on_from_a_saved_state(name: str) -> None:
-    # More than one vector of the kernel, and a rest.
-    gradients = torch.randn(6, 67, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights = {dtype: torch.nn.Parameter(torch.ones(67, 3, dtype=dtype)) for dtype in (torch.float64, torch.float32)}
-    whole = {dtype: _adam('adamw_torch' if dtype == torch.float64 else name, own) for dtype, own in weights.items()}
-    for number, gradient in enumerate(gradients):
-        if number == 3:
-            resumed = torch.nn.Parameter(weights[torch.float32].detach().clone())
-            again = _adam(name, resumed)
-            again.load_state_dict(copy.deepcopy(whole[torch.float32].state_dict()))
-        for dtype, own in weights.items():
-            own.grad = gradient.to(dtype)
-            whole[dtype].step()
-        if number >= 3:
-            resumed.grad = gradient.float()
-            again.step()
-    torch.testing.assert_close(weights[torch.float32].double(), weights[torch.float64], rtol=0, atol=1e-5)
-    assert (weights[torch.float64] - 1).abs().max() > 1e-3
-    assert torch.equal(resumed, weights[torch.float32])
-
-
-def _adam(name: str, weight: torch.nn.Parameter) -> torch.optim.Optimizer:
-    return make_optimizer(name, [{'params': [weight], 'lr': 1e-2, 'weight_decay': 0.1}], betas=BETAS, eps=1e-8)
+        choose_optimizer(EIGHT_BITS, device_type='cuda', offload=False)
 
 
 def test_moments_of_8_bits_are_not_resumed_by_other_ranks() -> None:

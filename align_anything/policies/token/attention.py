@@ -290,13 +290,18 @@ def _written_out(
 def register_segment_attention(compiled: bool = False) -> None:
     """Makes `segment` known to transformers, `compiled` for layers that torch.compile compiles.
 
-    Those leave it out of what they compile, or each row would be compiled anew for its spans. What such layers were
-    given stays known: one name serves all models of a process, also the one that a check at the start compares with.
+    Those leave it out of what they compile, or each row would be compiled anew for its spans.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    if compiled:
-        AttentionInterface.register(SEGMENT_ATTENTION, torch.compiler.disable(segment_attention))
-    elif SEGMENT_ATTENTION not in AttentionInterface().valid_keys():
-        AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+    AttentionInterface.register(
+        SEGMENT_ATTENTION, torch.compiler.disable(segment_attention) if compiled else segment_attention
+    )
     AttentionMaskInterface.register(SEGMENT_ATTENTION, segment_mask)
+
+
+def knows_segment_attention() -> bool:
+    """Whether it is known already: a name of all models of a process, with what a run chose for it."""
+    from transformers import AttentionInterface
+
+    return SEGMENT_ATTENTION in AttentionInterface()

@@ -20,7 +20,11 @@ from align_anything.models.codes import CHUNK
 from align_anything.models.encoding import join, truncate
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention, text_attention
-from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.attention import (
+    SEGMENT_ATTENTION,
+    knows_segment_attention,
+    register_segment_attention,
+)
 from align_anything.policies.token.collator import TokenCollator
 
 logger = get_logger(__name__)
@@ -159,7 +163,8 @@ def measured_allowance(
     asked = text_attention(model)
     found = scores()
     in_copies = float((scores(2) - found).abs().max())
-    register_segment_attention()
+    if not knows_segment_attention():
+        register_segment_attention()
     with other_attention(model, SEGMENT_ATTENTION if asked == 'eager' else 'eager'):
         by_another = (scores() - found).abs()
     # In the middle, since one token that rounding sends to another expert moves far.

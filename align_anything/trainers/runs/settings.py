@@ -95,15 +95,14 @@ def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
     """The configuration of the run's engine, DeepSpeed's own or that of FSDP2, and the name of its optimizer."""
     train = cfgs.train_cfgs
     if train.engine == 'fsdp':
-        # On shards in host memory the fused one was not tried.
         fused = torch.cuda.is_available() and not train.fsdp_cpu_offload
-        optimizer = choose_optimizer(train.optimizer, fused=fused, offload=False)
+        optimizer = choose_optimizer(train.optimizer, device_type='cuda' if fused else 'cpu', offload=False)
         return _fsdp_config(cfgs, precision_of(cfgs), train.max_grad_norm), optimizer
     zero_file = load_deepspeed_config(train.ds_cfgs)
     device_type = 'cuda' if torch.cuda.is_available() else 'cpu'
     check_sharing(zero_file, train.ds_cfgs, ranks=world_size(), device_type=device_type)
     check_zero(zero_file, train.ds_cfgs)
-    optimizer = choose_optimizer(train.optimizer, fused=True, offload=offloads_optimizer(zero_file))
+    optimizer = choose_optimizer(train.optimizer, device_type=device_type, offload=offloads_optimizer(zero_file))
     config = build_config(
         zero_file,
         micro_batch=train.per_device_train_batch_size,
