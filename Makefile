@@ -4,7 +4,7 @@
 # make demo-paint teach a small diffusion model to paint shapes
 # make demo-robot teach a small robot to pick things up, and to keep off hot floor
 # make quick      losses, policies, datasets, settings and the contract, in two minutes
-# make test       every invariant, in eleven minutes on two cores; ARGS='tests/models' runs a part
+# make test       every invariant, in about fifteen minutes on two cores; ARGS='tests/models' runs a part
 # make extended   what `make test` leaves out: the other combinations, the other lessons, the whole demo; about two hours
 # make bench      the benchmarks of docs/benchmarks.md
 # make lint       style

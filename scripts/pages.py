@@ -314,14 +314,13 @@ run tells what is in force. A frozen reference leaves the device with
 one by one: below their hooks, under the names that their weights have, and for the policy, its critics and its frozen
 copies alike. A layer is compiled for one length, then for all; attention of rows without padding, whose spans differ
 in each row, stays outside, and so does what is generated token by token. With `gradient_checkpointing`,
-`activation_offloading`, adapters, `sequence_parallel_size` and both engines it may be; ZeRO-3,
-the default, which gathers the
-weights of a layer in several pieces, `mlp_tiles`, `use_liger_kernel`, and of denoisers `max_length_per_batch` beside
-it are errors before a model loads, and so are models of which it is not known which layers repeat. What cannot be
-compiled after all (no compiler, say) trains plain, with one warning that says why, as does what comes after 16 forms
-of a layer. Dropout draws other numbers, and a resumed run agrees with one that was not interrupted to rounding, no
-longer to the bit. Here gradients were compared with plain layers on CPUs, compiled by g++; what it wins on a GPU has
-not been measured, and `--dry_run` counts activations as without it.
+`activation_offloading`, adapters, `sequence_parallel_size` and both engines it may be; ZeRO-3, the default, which
+gathers the weights of a layer in several pieces, `mlp_tiles`, `use_liger_kernel`, and of denoisers
+`max_length_per_batch` beside it are errors before a model loads, and so are models of which it is not known which
+layers repeat. What cannot be compiled after all (no compiler, say) trains plain, with one warning that says why, as
+does what comes after 16 forms of a layer. Dropout draws other numbers, and a resumed run agrees with one that was not
+interrupted to rounding, no longer to the bit. Here gradients were compared with plain layers on CPUs, compiled by
+g++; what it wins on a GPU has not been measured, and `--dry_run` counts activations as without it.
 
 `use_liger_kernel` (the extra `liger`) gives a language model the norms, rotations and gated MLPs that liger-kernel
 has for its family; its losses are not used, since scores are made in chunks here. Without a GPU, or for a family that

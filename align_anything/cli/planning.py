@@ -98,8 +98,7 @@ def _advice(found: Plan, best: Choice, asked: Asked) -> Iterator[str]:
     if ranks > 1:
         yield (
             f'{ranks} devices share a row and hold 1/{ranks} of its activations; in exchange a step has 1/{ranks} of '
-            f'the rows at once, and {best.waiting:.3g} seconds of it go to what '
-            'they send each other and to host memory'
+            f'the rows at once, and {best.waiting:.3g} seconds of it go to what they send each other and to host memory'
         )
     if found.rollouts is not None:
         own = found.rollouts

@@ -189,3 +189,12 @@ def test_killed_and_resumed(settings, given, tmp_path: Path, kind: str) -> None:
     output = succeed(settings(other, kind, '--resume', 'auto', **saves), 2, PAIR)
     assert f'resumed from {other}/slice_4 after' in output
     assert_same(whole, other)
+
+
+@pytest.mark.extended
+def test_a_stream_fills_the_cache_of_samples(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Of a stream nobody knows how long a pass is."""
+    rows, kept = write_rows(tmp_path / 'rows.jsonl', text_rows(8)), tmp_path / 'kept'
+    stream = {'streaming': True, 'max_steps': 2, 'sample_cache_dir': kept}
+    succeed(sft(tmp_path / 'run', tiny('qwen2'), rows, **stream))
+    assert any(path.is_file() for path in kept.rglob('*')) and (tmp_path / 'run' / 'slice_end').is_dir()

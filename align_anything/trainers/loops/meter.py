@@ -97,8 +97,7 @@ class Meter:
             found |= {} if self.peak is None else {'mfu': achieved / self.peak}
             found |= {'recomputed': sum(again) / sum(work)} if sum(again) else {}
             found |= {'busiest_rank': unevenness(work)} if world_size() > 1 else {}
-        if not first_pass:
-            self._look(took, phases, waited, work, nodes)
+        self._look(took, phases, waited, work, nodes, first_pass)
         self._look_at_pace(own_seconds, work, nodes)
         return found
 
@@ -109,12 +108,14 @@ class Meter:
         waited: Mapping[str, float],
         work: Sequence[float],
         nodes: Sequence[str],
+        first_pass: bool,
     ) -> None:
         self._reports += 1
         if self._reports == 1:
             return
         slowest = {name: max(own.get(name, 0.0) for own in phases) for name in ('data', 'reward')}
-        lost = {**slowest, 'wait': waited.get('generation', 0.0)}
+        data = 0.0 if first_pass else slowest['data']
+        lost = {**slowest, 'data': data, 'wait': waited.get('generation', 0.0)}
         self._took += took
         for name, seconds in lost.items():
             self._lost[name] = self._lost.get(name, 0.0) + seconds

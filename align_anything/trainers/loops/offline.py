@@ -155,7 +155,7 @@ class OfflineLoop(Loop):
         own = sum((flops for batch in loaded.batches for flops in self.engine.policy.flops(batch).values()), Flops())
         roles = Flops(own.forward * len(self.roles))
         cached, epoch = self.cfgs.data_cfgs.sample_cache_dir is not None, self.progress.epoch
-        first_pass = cached and epoch == 0 and self.training.steps_in(epoch) < self.steps
+        first_pass = cached and epoch == 0 and (self.training.steps_in(epoch) or self.steps) < self.steps
         computed = took - loaded.waited
         return self.meter.read((own + roles) / self.copies, computed, took, {'data': loaded.waited}, first_pass)
 
